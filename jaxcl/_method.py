@@ -1,0 +1,149 @@
+"""What a continual-learning method is, and the two that need no mask: fine-tuning and heads."""
+
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl import masks
+
+PyTree = Any
+
+HEAD = r"(^|/)head(/|$)"
+
+
+class Method(NamedTuple):
+    """A continual-learning method: pure functions over pytrees, all of which may be traced.
+
+    `theta` is what the optimizer moves, `state` is what it does not. `task` is an integer scalar,
+    counted from 0. `progress` is the position within the running epoch, in [0, 1], while `task` is
+    in training; None asks for the network as it is evaluated.
+
+    Attributes:
+        init: `(key, params) -> (theta, state)`; `params` are the network's initial parameters.
+        begin_task: `(key, theta, state, task) -> (theta, state)`, before the task's first step.
+        view: `(theta, state, task, progress) -> params`, what the network computes with.
+            Differentiable in `theta`.
+        trainable: `(theta, state, task) -> mask`, what the task may change: a prefix tree of
+            `theta` for `isolate`.
+        penalty: `(theta, state, task, progress) -> scalar`, added to the task's loss.
+        project: `theta -> theta`, applied after every step.
+        end_task: `(theta, state, task) -> (theta, state)`, after the task's last step.
+        capacity: `(theta, state) -> scalar`, the share of the network that the tasks so far use.
+    """
+
+    init: Callable
+    begin_task: Callable
+    view: Callable
+    trainable: Callable
+    penalty: Callable
+    project: Callable
+    end_task: Callable
+    capacity: Callable
+
+
+def finetune() -> Method:
+    """Plain fine-tuning: every task may change everything. The lower reference.
+
+    Trained on the data of all tasks so far, it is joint training, the upper reference.
+    """
+    return Method(
+        init=lambda key, params: (params, ()),
+        begin_task=lambda key, theta, state, task: (theta, state),
+        view=lambda theta, state, task, progress=None: theta,
+        trainable=lambda theta, state, task: True,
+        penalty=lambda theta, state, task, progress=None: jnp.float32(0),
+        project=lambda theta: theta,
+        end_task=lambda theta, state, task: (theta, state),
+        capacity=lambda theta, state: jnp.float32(1),
+    )
+
+
+def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
+    """Gives every task its own copy of the leaves that match a pattern: its output head.
+
+    Each matching leaf gets a leading axis of one row for each task. A task sees and changes its own
+    row alone; `method` governs the rest. Norm layers can be kept per task in the same way.
+
+    Args:
+        method: the method that governs the shared leaves.
+        tasks: number of tasks.
+        heads: regular expression, searched in the path of each leaf of `theta`.
+
+    Returns:
+        A method. The further rows start as the first one's entries in random order, which is a
+        fresh draw from any initializer with independent entries.
+
+    Raises:
+        ValueError: at `init`, if no leaf matches.
+
+    Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
+        use that task's head alone.
+    """
+
+    def is_head(path):
+        return re.search(heads, path) is not None
+
+    def select(theta, task):
+        return masks.map_with_path(lambda p, leaf: leaf[task] if is_head(p) else leaf, theta)
+
+    def restore(selected, theta):
+        """Puts all tasks' heads back in the place of the selected one."""
+        return masks.map_with_path(lambda p, new, old: old if is_head(p) else new, selected, theta)
+
+    def init(key, params):
+        inner_key, head_key = jax.random.split(key)
+        theta, state = method.init(inner_key, params)
+        paths = [path for path in masks.leaves_by_path(theta) if is_head(path)]
+        if not paths:
+            raise ValueError(
+                f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
+                f"{masks.shorten(sorted(masks.leaves_by_path(theta)))}."
+            )
+
+        def stack(path, leaf):
+            if not is_head(path):
+                return leaf
+            rows = [leaf]
+            for task in range(1, tasks):
+                row_key = jax.random.fold_in(jax.random.fold_in(head_key, task), paths.index(path))
+                rows.append(jax.random.permutation(row_key, leaf.ravel()).reshape(leaf.shape))
+            return jnp.stack(rows)
+
+        return masks.map_with_path(stack, theta), state
+
+    def begin_task(key, theta, state, task):
+        selected, state = method.begin_task(key, select(theta, task), state, task)
+        return restore(selected, theta), state
+
+    def end_task(theta, state, task):
+        selected, state = method.end_task(select(theta, task), state, task)
+        return restore(selected, theta), state
+
+    def trainable(theta, state, task):
+        selected = select(theta, task)
+        mask = masks.expand(method.trainable(selected, state, task), selected)
+
+        def own_row(path, leaf, head):
+            if not is_head(path):
+                return leaf
+            return (jnp.arange(tasks) == task).reshape([tasks] + [1] * head.ndim)
+
+        return masks.map_with_path(own_row, mask, selected, is_leaf=masks.is_mask)
+
+    return Method(
+        init=init,
+        begin_task=begin_task,
+        view=lambda theta, state, task, progress=None: method.view(
+            select(theta, task), state, task, progress
+        ),
+        trainable=trainable,
+        penalty=lambda theta, state, task, progress=None: method.penalty(
+            select(theta, task), state, task, progress
+        ),
+        project=method.project,
+        end_task=end_task,
+        capacity=lambda theta, state: method.capacity(select(theta, 0), state),
+    )

@@ -1,0 +1,220 @@
+"""PNN: a new column for each task, with lateral connections to the frozen ones."""
+
+import math
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl._method import Method, finetune
+from jaxcl._model import LateralSpec, Model
+
+PyTree = Any
+
+
+class PNNState(NamedTuple):
+    """State of `pnn`.
+
+    Attributes:
+        columns: the finished columns with their laterals: `theta` with a leading [tasks] axis, zero
+            where a task is still to come.
+        current: the task that `theta` belongs to, an integer scalar.
+    """
+
+    columns: PyTree
+    current: jax.Array
+
+
+def pnn(
+    model: Model,
+    tasks: int,
+    lateral: Literal["adapter", "linear"] | None = "adapter",
+    *,
+    alpha: jax.typing.ArrayLike = 1.0,
+    projection: int | None = None,
+) -> tuple[Method, Model]:
+    """Progressive networks: task k trains column k, which sees the frozen columns 1 to k - 1.
+
+    Each layer from the second to the head also receives the sources' inputs to that layer, their
+    real activations. With h the sources' activations side by side:
+
+        linear:   z = W h_own + U h
+        adapter:  z = W h_own + U f(V (alpha * h))
+
+    Args:
+        model: the column's architecture; it must expose `column` and `laterals`, as those in
+            `models` do.
+        tasks: number of tasks, so of columns.
+        lateral: the kind of lateral connection; None for independent columns.
+        alpha: start value of the adapter's learned scale of each source column.
+        projection: width of the adapter's projection V; by default that of the layer it reads.
+
+    Returns:
+        A method, and the network that runs on its views. `theta` is one column with its laterals,
+        so that the optimizer never holds the others. Columns have one shape, whatever the task:
+        laterals from columns that do not exist yet are zero and get no gradient.
+
+    Raises:
+        ValueError: for settings out of range, or a model that shows no layers to connect.
+
+    Source: Rusu et al., Progressive Neural Networks (2016), Sec. 2: Eq. 1 (linear) and Eq. 2
+        (adapter). V has the width of the equation, not of the text.
+    Differs: laterals carry no bias of their own beside the projection's.
+    """
+    if tasks < 1:
+        raise ValueError(f"pnn: tasks must be at least 1, got {tasks}.")
+    if lateral not in ("adapter", "linear", None):
+        raise ValueError(f"pnn: lateral must be 'adapter', 'linear' or None, got {lateral!r}.")
+    if lateral and model.column is None:
+        raise ValueError(
+            "pnn: the model shows no layers to connect; give one with `column` and `laterals`, "
+            "as jaxcl.models.mlp does, or lateral=None for independent columns."
+        )
+    sources = tasks - 1
+    specs = model.laterals if lateral and sources else ()
+
+    def init_laterals(key, task):
+        keys = jax.random.split(key, max(len(specs), 1))
+        return [
+            init_lateral(k, spec, sources, task, lateral, alpha, projection)
+            for k, spec in zip(keys, specs)
+        ]
+
+    def init(key, params):
+        theta = {"column": params, "laterals": init_laterals(key, 0)}
+        columns = jax.tree.map(lambda leaf: jnp.zeros((tasks, *leaf.shape), leaf.dtype), theta)
+        return theta, PNNState(columns, jnp.int32(0))
+
+    def begin_task(key, theta, state, task):
+        column_key, lateral_key = jax.random.split(key)
+        fresh, _ = model.init(column_key)
+        column = jax.tree.map(lambda new, old: jnp.where(task > 0, new, old), fresh, theta["column"])
+        theta = {"column": column, "laterals": init_laterals(lateral_key, task)}
+        return theta, state._replace(current=jnp.asarray(task, jnp.int32))
+
+    def view(theta, state, task, progress=None):
+        own = theta
+        if progress is None:
+            running = state.current == task
+            own = jax.tree.map(
+                lambda new, columns: jnp.where(running, new, columns[task]), theta, state.columns
+            )
+        return {"own": own, "columns": state.columns, "task": jnp.asarray(task, jnp.int32)}
+
+    def end_task(theta, state, task):
+        columns = jax.tree.map(lambda c, new: c.at[task].set(new), state.columns, theta)
+        return theta, state._replace(columns=columns)
+
+    method = finetune()._replace(
+        init=init,
+        begin_task=begin_task,
+        view=view,
+        end_task=end_task,
+        capacity=lambda theta, state: (state.current + 1) / tasks,
+    )
+    return method, _network(model, tasks, specs)
+
+
+def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
+    """The network of `pnn`: columns 1 to k in order, of which only column k is differentiated."""
+    sources = tasks - 1
+
+    def init(key):
+        params, statistics = model.init(key)
+        return params, jax.tree.map(lambda leaf: jnp.stack([leaf] * tasks), statistics)
+
+    def frozen(view, statistics, x):
+        """The finished columns' activations, one [batch, ..., sources, units] array a layer."""
+        columns, statistics = jax.lax.stop_gradient((view["columns"], statistics))
+
+        def run(j, hiddens):
+            column = jax.tree.map(lambda leaf: leaf[j], columns)
+            inputs = [
+                apply_lateral(p, spec, h, j)
+                for p, spec, h in zip(column["laterals"], specs, hiddens)
+            ]
+            own = jax.tree.map(lambda leaf: leaf[j], statistics)
+            _, new, _ = model.column(column["column"], own, x, tuple(inputs), train=False)
+            return tuple(h.at[..., j, :].set(n) for h, n in zip(hiddens, new))
+
+        empty = [(x.shape[0], *s.hidden[:-1], sources, s.hidden[-1]) for s in specs]
+        return jax.lax.fori_loop(0, view["task"], run, tuple(jnp.zeros(e) for e in empty))
+
+    def apply(view, statistics, x, *, train=False, key=None, features=None):
+        task, own = view["task"], view["own"]
+        row = jax.tree.map(lambda leaf: leaf[task], statistics)
+        if specs:
+            features = frozen(view, statistics, x) if features is None else features
+            inputs = [
+                apply_lateral(p, spec, h, task)
+                for p, spec, h in zip(own["laterals"], specs, features)
+            ]
+            logits, _, row = model.column(
+                own["column"], row, x, tuple(inputs), train=train, key=key
+            )
+        else:
+            logits, row = model.apply(own["column"], row, x, train=train, key=key)
+        return logits, jax.tree.map(lambda leaf, new: leaf.at[task].set(new), statistics, row)
+
+    return Model(init=init, apply=apply, frozen=frozen if specs else None)
+
+
+def init_lateral(key, spec: LateralSpec, sources, task, kind, alpha, projection) -> PyTree:
+    """One layer's laterals from `sources` columns, of which the first `task` exist.
+
+    Returns:
+        `"linear"`: {"kernel": [*window, sources, units, out]}. `"adapter"`: {"alpha": [sources],
+        "project": [sources, units, width], "bias": [width], "kernel": [*window, width, out]}.
+        All start as LeCun normal over the inputs that exist, biases at 0.
+    """
+    window, units, out = spec.kernel or (), spec.hidden[-1], spec.out[-1]
+    exists = jnp.arange(sources) < task
+
+    def from_sources(key, shape, fan_in):
+        kernel = jax.random.normal(key, shape) / jnp.sqrt(fan_in * jnp.maximum(task, 1))
+        return jnp.where(exists[:, None, None], kernel, 0.0)
+
+    taps = math.prod(window)
+    if kind == "linear":
+        return {"kernel": from_sources(key, (*window, sources, units, out), taps * units)}
+    width = projection or units
+    project_key, kernel_key = jax.random.split(key)
+    return {
+        "alpha": jnp.where(exists, jnp.float32(alpha), 0.0),
+        "project": from_sources(project_key, (sources, units, width), units),
+        "bias": jnp.zeros(width),
+        "kernel": jax.random.normal(kernel_key, (*window, width, out)) / jnp.sqrt(taps * width),
+    }
+
+
+def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) -> jax.Array:
+    """What the sources add to one layer's pre-activation.
+
+    Args:
+        params: as `init_lateral` gives them.
+        spec: the layer's shapes and window.
+        hidden: the sources' inputs to this layer, [batch, ..., sources, units].
+        task: the receiving column; column 0 has no source and gets zero.
+
+    Returns:
+        Array [batch, ..., out].
+
+    Source: Rusu et al. (2016) Eqs. 1 and 2; for a convolution V is 1x1 and U has the window,
+        stride and padding of the layer's own kernel.
+    """
+    if "alpha" not in params:
+        kernel = params["kernel"]
+        kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
+        return _connect(hidden.reshape(*hidden.shape[:-2], -1), kernel, spec)
+    project = params["alpha"][:, None, None] * params["project"]
+    project = project.reshape(-1, project.shape[-1])
+    reduced = jax.nn.relu(hidden.reshape(*hidden.shape[:-2], -1) @ project + params["bias"])
+    return jnp.where(task > 0, _connect(reduced, params["kernel"], spec), 0.0)
+
+
+def _connect(hidden, kernel, spec):
+    if spec.kernel is None:
+        return hidden @ kernel
+    return jax.lax.conv_general_dilated(
+        hidden, kernel, spec.strides, spec.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
