@@ -1,0 +1,460 @@
+"""Task sequences: what they hold, how prepared sets are read and kept, and what is refused."""
+
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcl import data
+
+PARTS = ("train", "val", "test")
+
+
+def rows(task):
+    return np.concatenate([getattr(task, part).x[:, 0] for part in PARTS])
+
+
+def pair(n=30, classes=3, shape=(4,), dtype=np.float32):
+    x = np.random.default_rng(0).integers(0, 200, (n, *shape)).astype(dtype)
+    return x, np.arange(n) % classes
+
+
+# Sequences
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=st.lists(st.integers(3, 30), min_size=1, max_size=5), seed=st.integers(0, 2**32 - 1))
+def test_division_is_a_partition_with_every_class_everywhere(counts, seed):
+    y = np.repeat(np.arange(len(counts)), counts)
+    x = np.arange(len(y), dtype=np.float32)[:, None]
+    (task,) = data.from_arrays("mine", [(x, y)], seed=seed).tasks
+    assert sorted(rows(task)) == list(range(len(y)))
+    for part in (task.train, task.val, task.test):
+        np.testing.assert_array_equal(y[part.x[:, 0].astype(int)], part.y)
+        assert set(part.y) == set(range(len(counts)))
+
+
+@settings(max_examples=20, deadline=None)
+@given(tasks=st.sampled_from([1, 2, 3, 6]), seed=st.integers(0, 100))
+def test_split_gives_every_example_to_one_task(tasks, seed):
+    y = np.repeat(np.arange(12), 5)
+    x = np.arange(60, dtype=np.float32)[:, None]
+    made = data.split(data.from_arrays("mine", [(x, y)], seed=seed), tasks)
+    assert sorted(np.concatenate([rows(task) for task in made.tasks])) == list(range(60))
+    for index, task in enumerate(made.tasks):
+        assert task.classes == 12 // tasks
+        for part in (task.train, task.val, task.test):
+            original = y[part.x[:, 0].astype(int)]
+            np.testing.assert_array_equal(original, part.y + index * task.classes)
+
+
+def test_permuted_moves_the_same_pixels_in_every_split():
+    base = data.digits()
+    made = data.permuted_digits(4)
+    np.testing.assert_array_equal(made.tasks[0].train.x, base.tasks[0].train.x)
+    for task in made.tasks[1:]:
+        for part, old in zip(task[:3], base.tasks[0][:3], strict=True):
+            assert not np.array_equal(part.x, old.x)
+            np.testing.assert_array_equal(np.sort(part.x), np.sort(old.x))
+            np.testing.assert_array_equal(part.y, old.y)
+    assert not np.array_equal(made.tasks[1].train.x, made.tasks[2].train.x)
+    # each column of a task is one column of the base, the same one in every split
+    columns = {task: {} for task in PARTS}
+    for part in PARTS:
+        old, new = getattr(base.tasks[0], part).x, getattr(made.tasks[1], part).x
+        columns[part] = [[j for j in range(64) if (old[:, j] == c).all()] for c in new.T]
+    assert all(set.intersection(*map(set, found)) for found in zip(*columns.values(), strict=True))
+
+
+def test_permuted_depends_on_the_seed_and_not_on_the_number_of_tasks():
+    few, many, other = (data.permuted_digits(n, seed=s) for n, s in ((2, 0), (3, 0), (2, 1)))
+    np.testing.assert_array_equal(few.tasks[1].test.x, many.tasks[1].test.x)
+    assert not np.array_equal(few.tasks[1].test.x, other.tasks[1].test.x)
+
+
+def test_permuted_images_keep_their_channels_together():
+    x, y = pair(shape=(3, 3, 2), dtype=np.uint8)
+    base = data.from_arrays("mine", [(x, y)])
+    new = data.permuted(base, 2).tasks[1].train.x.reshape(-1, 9, 2)
+    old = base.tasks[0].train.x.reshape(-1, 9, 2)
+    for before, after in zip(old, new, strict=True):
+        assert sorted(map(tuple, before)) == sorted(map(tuple, after))
+
+
+def test_digits():
+    made = data.split_digits()
+    assert (made.name, made.shape, made.scale, len(made.tasks)) == ("split_digits", (64,), 16.0, 5)
+    for task in made.tasks:
+        assert task.classes == 2
+        assert task.train.x.dtype == np.uint8 and task.train.y.dtype == np.int32
+        assert len(task.train.y) > 200 and {len(task.val.y), len(task.test.y)} <= set(range(69, 75))
+    assert data.split_digits(flat=False).shape == (8, 8, 1)
+    everything = np.concatenate([part.x for part in data.digits().tasks[0][:3]]) / 16
+    assert everything.shape == (1797, 64)
+    np.testing.assert_allclose([everything.mean(), everything.std()], [made.mean, made.std], 1e-3)
+
+
+def test_the_same_arguments_give_the_same_arrays():
+    again = data.load("split_digits"), data.load("split_digits", tasks=5, seed=0)
+    jax.tree.map(np.testing.assert_array_equal, again[0].tasks, again[1].tasks)
+    other = data.load("split_digits", seed=1)
+    assert not np.array_equal(other.tasks[0].test.x, again[0].tasks[0].test.x)
+
+
+def test_normalize():
+    made = data.digits()
+    x = made.tasks[0].train.x[:5]
+    np.testing.assert_allclose(
+        jax.jit(data.normalize(made))(x), (x / 16 - made.mean) / made.std, rtol=1e-5, atol=1e-6
+    )
+    mean, std = (0.5, 0.4), (0.2, 0.1)
+    made = data.from_arrays("mine", [pair(shape=(3, 3, 2), dtype=np.uint8)], mean=mean, std=std)
+    x = made.tasks[0].train.x
+    out = data.normalize(made)(x)
+    assert out.dtype == np.float32 and made.scale == 255
+    np.testing.assert_allclose(out, (x / 255 - mean) / std, rtol=1e-4, atol=1e-5)
+    np.testing.assert_array_equal(data.normalize(made)(x[0]), out[0])
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("split_digit", {}, "unknown benchmark 'split_digit'; the nearest names are split_digits"),
+        ("nonsense", {}, "the nearest names are"),
+        (None, {}, "the nearest names are"),
+        ("split_digits", {"tasks": 3}, r"one of \[1, 2, 5\], got 3"),
+        ("split_digits", {"tasks": 10}, r"one of \[1, 2, 5\], got 10"),
+        ("split_digits", {"tasks": 0}, "1 to 254 tasks, got 0"),
+        ("split_digits", {"tasks": 2.0}, "tasks must be an integer, got 2.0"),
+        ("permuted_digits", {"tasks": -1}, "1 to 254 tasks, got -1"),
+        ("permuted_mnist", {"tasks": 255}, "1 to 254 tasks, got 255"),
+        ("split_cifar100", {"flat": True}, "images only"),
+    ],
+)
+def test_load_refuses(name, options, words):
+    with pytest.raises(ValueError, match=words):
+        data.load(name, **options)
+
+
+def bad(change, task=1):
+    """Two tasks, each (train, val, test), of which one split of one task is changed."""
+    tasks = [[pair() for _ in PARTS] for _ in range(2)]
+    tasks[task][2] = change(*tasks[task][2])
+    return tasks
+
+
+def with_value(x, value):
+    x = x.copy()
+    x[0, 0] = value
+    return x
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda x, y: (x, y.astype(float)), "labels must be integers, got float64"),
+        (lambda x, y: (x, y - 1), "labels must count from 0, got -1"),
+        (lambda x, y: (x, y + 1), "label 3 in a task of 3 classes"),
+        (lambda x, y: (x, y + 2**40), "labels must count from 0"),
+        (lambda x, y: (x[:0], y[:0]), "x is empty"),
+        (lambda x, y: (with_value(x, np.nan), y), "NaN or infinite"),
+        (lambda x, y: (with_value(x, -np.inf), y), "NaN or infinite"),
+        (lambda x, y: (with_value(x.astype(float), 1e300), y), "NaN or infinite"),
+        (lambda x, y: (x[1:], y), r"got \(29, 4\) and \(30,\)"),
+        (lambda x, y: (x[:, 0], y), r"expected x \[N, ...\]"),
+        (lambda x, y: (x, y[:, None]), r"and y \[N\]"),
+        (lambda x, y: (x.astype(np.uint8), y), "x is uint8, but float32 in the first task"),
+        (lambda x, y: (x.astype(int), y), "x must be uint8 or floating point, got int64"),
+        (lambda x, y: (x[:, :3], y), r"x has shape \(3,\), expected \(4,\)"),
+        (lambda x, y: ([[1.0], [1.0, 2.0]], y), "expected a pair of arrays"),
+        (lambda x, y: x, "expected a pair of arrays"),
+    ],
+)
+def test_from_arrays_names_task_and_split(change, words):
+    with pytest.raises(ValueError, match=f"mine, task 1, test: .*{words}"):
+        data.from_arrays("mine", bad(change))
+
+
+def test_from_arrays_refuses_what_cannot_be_a_benchmark():
+    with pytest.raises(ValueError, match="1 to 254 tasks, got 0"):
+        data.from_arrays("mine", [])
+    with pytest.raises(ValueError, match="1 to 254 tasks, got 255"):
+        data.from_arrays("mine", [pair()] * 255)
+    with pytest.raises(ValueError, match=r"task 0: expected \(x, y\) or \(train, val, test\)"):
+        data.from_arrays("mine", [[pair()]])
+    with pytest.raises(ValueError, match="task 0, data: class 1 has 2 examples, too few"):
+        data.from_arrays("mine", [(np.ones((5, 1)), [0, 0, 0, 1, 1])])
+    with pytest.raises(ValueError, match="task 0, train: label 2 in a task of 2 classes"):
+        data.from_arrays("mine", [pair()], classes=2)
+    for option in ({"std": 0.0}, {"mean": np.nan}, {"scale": -1.0}, {"std": (1.0, 1.0)}):
+        with pytest.raises(ValueError, match=f"mine: {next(iter(option))} must be one finite"):
+            data.from_arrays("mine", [pair()], **option)
+
+
+def test_from_arrays_takes_what_a_user_has():
+    x, y = pair(dtype=np.float64)
+    made = data.from_arrays("mine", [(x, list(y)), [(x, y.astype(np.uint8))] * 3], classes=4)
+    assert [task.classes for task in made.tasks] == [4, 4] and made.scale == 1
+    for leaf in (made.tasks[0].val, made.tasks[1].val):
+        assert leaf.x.dtype == np.float32 and leaf.y.dtype == np.int32
+    assert data.from_arrays("mine", [(jax.numpy.ones((30, 2)), y)]).shape == (2,)
+
+
+def test_split_and_permuted_start_from_one_task():
+    with pytest.raises(ValueError, match="split_digits: expected one task, got 5"):
+        data.permuted(data.split_digits(), 2)
+    made = data.from_arrays("mine", [pair()], mean=(1.0,) * 4)
+    with pytest.raises(ValueError, match="do not fit permuted pixels"):
+        data.permuted(made, 2)
+
+
+# Sets that tensorflow-datasets has prepared
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "jaxcl"
+
+
+def prepare(root, name="mnist", shape=(28, 28, 1), classes=10, version="3.0.1"):
+    """Writes a small set as tensorflow-datasets does; a label is its image's first pixel."""
+    tfds = pytest.importorskip("tensorflow_datasets")
+    writer = pytest.importorskip("array_record.python.array_record_module").ArrayRecordWriter
+    image = pytest.importorskip("PIL.Image")
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(shape=shape),
+            "label": tfds.features.ClassLabel(num_classes=classes),
+        }
+    )
+    folder = root / name / version
+    folder.mkdir(parents=True)
+    features.save_config(folder)
+    splits = []
+    for part, count in (("train", 4 * classes), ("test", 2 * classes)):
+        records = writer(str(folder / f"{name}-{part}.array_record-00000-of-00001"), "group_size:1")
+        for index in range(count):
+            pixels = np.full(shape, index % classes, np.uint8)
+            png = io.BytesIO()
+            image.fromarray(pixels.squeeze()).save(png, "png")
+            png.seek(0)
+            example = {"image": png, "label": index % classes}
+            records.write(features.serialize_example(example))
+        records.close()
+        template = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+        splits.append({"name": part, "shardLengths": [str(count)], "filepathTemplate": template})
+    write_info(folder, name=name, version=version, fileFormat="array_record", splits=splits)
+    return folder
+
+
+def write_info(folder, **changes):
+    file = folder / "dataset_info.json"
+    info = json.loads(file.read_text()) if file.exists() else {}
+    file.write_text(json.dumps(info | changes))
+
+
+def test_prepared_set_is_read_and_kept(tmp_path, own_cache, monkeypatch):
+    folder = prepare(tmp_path)
+    made = data.load("split_mnist", data_dir=tmp_path)
+    assert made.shape == (784,) and made.scale == 255 and len(made.tasks) == 5
+    for index, task in enumerate(made.tasks):
+        assert [len(part.y) for part in task[:3]] == [6, 2, 4]
+        for part in task[:3]:
+            np.testing.assert_array_equal(part.x[:, 0], part.y + 2 * index)
+    (kept,) = folder.glob("*.npz")
+    assert not own_cache.exists()
+    # the next read needs neither the records nor tensorflow-datasets
+    monkeypatch.setattr(data, "_decode", None)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    again = data.load("split_mnist")
+    jax.tree.map(np.testing.assert_array_equal, again, made)
+    assert data.load("permuted_mnist", tasks=2, flat=False).shape == (28, 28, 1)
+    assert list(folder.glob("jaxcl*")) == [kept]
+
+
+def test_other_sets(tmp_path):
+    prepare(tmp_path, "fashion_mnist")
+    prepare(tmp_path, "cifar100", (32, 32, 3), 100, "3.0.2")
+    made = data.load("permuted_fashion_mnist", tasks=2, data_dir=tmp_path)
+    assert made.name == "permuted_fashion_mnist" and len(made.tasks) == 2
+    assert data.load("split_fashion_mnist", tasks=2, data_dir=tmp_path).tasks[0].classes == 5
+    made = data.load("split_cifar100", data_dir=tmp_path, tasks=20)
+    assert made.shape == (32, 32, 3) and made.tasks[19].classes == 5
+    assert (made.tasks[19].test.x[:, 0, 0, 0] == made.tasks[19].test.y + 95).all()
+
+
+@pytest.mark.parametrize("where", ["read-only", "unwritable"])
+def test_cache_goes_to_the_user_when_the_set_cannot_hold_it(
+    tmp_path, own_cache, monkeypatch, where
+):
+    folder = prepare(tmp_path)
+    if where == "read-only":  # holds for root too
+        folder.chmod(0o555)
+    else:
+        save = data._save
+
+        def refuse(path, arrays):
+            if path.parent == folder:
+                raise OSError("no space")
+            save(path, arrays)
+
+        monkeypatch.setattr(data, "_save", refuse)
+    made = data.mnist(data_dir=tmp_path)
+    folder.chmod(0o755)
+    assert not list(folder.glob("*.npz")) and len(list(own_cache.iterdir())) == 1
+    monkeypatch.setattr(data, "_decode", None)
+    jax.tree.map(np.testing.assert_array_equal, data.mnist(data_dir=tmp_path), made)
+
+
+def test_nothing_is_kept_when_nothing_can_be_written(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+    folder.chmod(0o555)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(data.mnist(data_dir=tmp_path).tasks[0].test.y) == 20
+    folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "flipped", "garbage", "other"])
+def test_broken_cache_is_made_again(tmp_path, damage):
+    folder = prepare(tmp_path)
+    made = data.mnist(data_dir=tmp_path)
+    (kept,) = folder.glob("*.npz")
+    content = whole = kept.read_bytes()
+    half = len(content) // 2
+    if damage == "empty":
+        content = b""
+    elif damage == "short":
+        content = content[:half]
+    elif damage == "flipped":
+        content = content[:half] + bytes([content[half] ^ 1]) + content[half + 1 :]
+    elif damage == "garbage":
+        content = b"not an archive"
+    else:
+        np.savez(kept, x=np.zeros(3))
+        content = kept.read_bytes()
+    kept.write_bytes(content)
+    jax.tree.map(np.testing.assert_array_equal, data.mnist(data_dir=tmp_path), made)
+    assert len(kept.read_bytes()) == len(whole)
+    assert list(folder.glob("jaxcl*")) == [kept]
+
+
+def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+
+    def stop(file, **arrays):
+        file.write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np, "savez", stop)
+    with pytest.raises(KeyboardInterrupt):
+        data.mnist(data_dir=tmp_path)
+    assert not list(folder.glob("jaxcl*"))
+
+
+def test_newest_version_is_read_and_unfinished_ones_are_not(tmp_path):
+    for version in ("3.0.1", "3.0.10", "incomplete.ABC_4.0.0"):
+        prepare(tmp_path, version=version)
+    assert data._folder("mnist", tmp_path).name == "3.0.10"
+
+
+def test_set_that_is_not_prepared(tmp_path, monkeypatch):
+    pytest.importorskip("tensorflow_datasets")
+    (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    with pytest.raises(ValueError) as caught:
+        data.load("split_mnist")
+    message = str(caught.value)
+    assert f"mnist is not prepared in {tmp_path / 'mnist'};" in message
+    call = message[message.index("tfds.builder") :]
+    assert call == data._RECIPE.format("mnist", str(tmp_path))
+    compile(call, "recipe", "eval")
+
+
+def test_home_folder_is_the_last_resort(tmp_path, monkeypatch):
+    monkeypatch.delenv("TFDS_DATA_DIR", raising=False)
+    monkeypatch.setattr(Path, "expanduser", lambda path: tmp_path / str(path).removeprefix("~/"))
+    prepare(tmp_path / "tensorflow_datasets")
+    assert data._folder("mnist", None) == tmp_path / "tensorflow_datasets" / "mnist" / "3.0.1"
+
+
+def test_damaged_set(tmp_path):
+    folder = prepare(tmp_path)
+    (folder / "mnist-test.array_record-00000-of-00001").write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"mnist in {folder} is damaged .* prepare it again"):
+        data.mnist(data_dir=tmp_path)
+    assert not list(folder.glob("*.npz"))
+
+
+def test_tfrecord_needs_tensorflow(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+    write_info(folder, fileFormat="tfrecord")
+    monkeypatch.setitem(sys.modules, "tensorflow", None)
+    with pytest.raises(ImportError, match=f"tfrecord files in {folder} need TensorFlow"):
+        data.mnist(data_dir=tmp_path)
+
+
+def test_tfrecord_is_read_through_tensorflow(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+    expected = data._decode("mnist", folder)
+    write_info(folder, fileFormat="tfrecord")
+    tfds = pytest.importorskip("tensorflow_datasets")
+    stored = {"train": expected[:2], "test": expected[2:]}
+
+    def as_dataset(self, split, batch_size):
+        assert batch_size == -1
+        return {"image": stored[split][0], "label": stored[split][1].astype(np.int64)}
+
+    monkeypatch.setitem(sys.modules, "tensorflow", sys)
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "as_dataset", as_dataset)
+    monkeypatch.setattr(tfds, "as_numpy", lambda records: records)
+    found = data._decode("mnist", folder)
+    assert [v.dtype for v in found] == [v.dtype for v in expected]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "package"),
+    [("split_mnist", "tensorflow_datasets"), ("split_digits", "sklearn.datasets")],
+)
+def test_missing_extra(tmp_path, monkeypatch, name, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf'{package} .*: pip install "jaxcl\[experiments\]"'):
+        data.load(name, data_dir=tmp_path)
+
+
+@pytest.mark.skipif("TFDS_DATA_DIR" not in os.environ, reason="TFDS_DATA_DIR is not set")
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar100"])
+def test_real_set(tmp_path, name):
+    try:
+        folder = data._folder(name, None)
+    except ValueError:
+        pytest.skip(f"{name} is not prepared in TFDS_DATA_DIR")
+    linked = tmp_path / name / folder.name  # so that the test writes nothing beside the user's set
+    linked.mkdir(parents=True)
+    for file in folder.iterdir():
+        if file.suffix != ".npz":
+            (linked / file.name).symlink_to(file)
+    made = getattr(data, name)(data_dir=tmp_path)
+    (task,) = made.tasks
+    train = 50000 if name == "cifar100" else 60000
+    assert len(task.train.y) + len(task.val.y) == train and len(task.test.y) == 10000
+    assert abs(len(task.val.y) - train // 10) <= 10
+    assert made.shape == ((32, 32, 3) if name == "cifar100" else (784,))
+    x = np.concatenate([task.train.x, task.val.x]) / np.float32(255)
+    axes = (0, 1, 2) if name == "cifar100" else None
+    mean, std = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
+    np.testing.assert_allclose(mean, made.mean, atol=2e-4)
+    np.testing.assert_allclose(std, made.std, atol=2e-4)
+    assert set(task.val.y) == set(task.test.y) == set(range(task.classes))
