@@ -1,0 +1,158 @@
+"""Ready-made setups: each method by its name, with the settings that the command offers."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcl import models
+from jaxcl._hat import hat
+from jaxcl._method import HEAD, finetune, multihead
+from jaxcl._model import Model
+from jaxcl._packnet import packnet
+from jaxcl._pnn import pnn
+from jaxcl.data import Benchmark, normalize
+from jaxcl.train import Setup
+
+METHODS = ("finetune", "joint", "independent", "pnn", "hat", "packnet")
+SWEPT = ("learning_rate", "s_max", "c", "prune", "alpha", "weight_decay")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How every method of a comparison trains.
+
+    Attributes:
+        network: the architecture.
+        hidden: widths of the MLP's hidden layers.
+        optimizer: the same for all methods; momentum is 0.9.
+        learning_rate: step size.
+        weight_decay: decay of the weights, decoupled from the gradient.
+        batch: examples in a step.
+        epochs: epochs on each task; PackNet trains two thirds of them before it prunes.
+        s_max: HAT: scale of the gates at the end of each epoch.
+        c: HAT: weight of the regularizer.
+        hard: HAT: threshold the gates once a task ends, so that nothing is forgotten.
+        prune: PackNet: share of its weights that a task gives up; None gives each task equal shares.
+        lateral: PNN: kind of lateral connections.
+        alpha: PNN: start value of the adapters' learned scale.
+        norm: statistics, scales and shifts of norm layers under HAT and PackNet.
+        precision: type of the network's arithmetic; parameters, masks and gates are float32.
+    """
+
+    network: Literal["mlp", "alexnet", "resnet18", "vgg16"] = "mlp"
+    hidden: tuple[int, ...] = (100, 100)
+    optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
+    learning_rate: float = 0.05
+    weight_decay: float = 0.0
+    batch: int = 32
+    epochs: int = 30
+    s_max: float = 400.0
+    c: float = 0.75
+    hard: bool = True
+    prune: float | None = None
+    lateral: Literal["adapter", "linear"] = "adapter"
+    alpha: float = 1.0
+    norm: Literal["frozen", "per_task"] = "frozen"
+    precision: Literal["float32", "bfloat16"] = "float32"
+
+
+def epochs_of(method: str, options: Options) -> tuple[int, int]:
+    """Epochs before and after a task's end: all methods train equally long.
+
+    >>> epochs_of("packnet", Options(epochs=30)), epochs_of("hat", Options(epochs=30))
+    ((20, 10), (30, 0))
+    """
+    if method != "packnet":
+        return options.epochs, 0
+    before = max(1, math.ceil(options.epochs * 2 / 3))
+    return before, options.epochs - before
+
+
+def network(benchmark: Benchmark, options: Options) -> Model:
+    """The network of a comparison, for one benchmark's inputs and classes."""
+    classes = max(task.classes for task in benchmark.tasks)
+    dtype = jnp.dtype(options.precision)
+    if options.network == "mlp":
+        return models.mlp(
+            math.prod(benchmark.shape), hidden=options.hidden, classes=classes, dtype=dtype
+        )
+    build = {
+        "alexnet": models.alexnet,
+        "resnet18": models.resnet18,
+        "vgg16": models.vgg16,
+    }[options.network]
+    return build(classes=classes, dtype=dtype)
+
+
+def recipe(
+    method: str, benchmark: Benchmark, options: Options = Options()
+) -> Callable[[Mapping[str, jax.Array]], Setup]:
+    """The setup of one method, as a function of the settings that are swept.
+
+    Args:
+        method: one of `METHODS`.
+        benchmark: the sequence of tasks.
+        options: all settings.
+
+    Returns:
+        A function from a mapping of swept settings, which may be traced and take the place of the
+        options of the same name, to a `train.Setup`.
+
+    Raises:
+        ValueError: for an unknown method.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    tasks = len(benchmark.tasks)
+    base = network(benchmark, options)
+    prepare = normalize(benchmark)
+    classes = jnp.array([task.classes for task in benchmark.tasks])
+    per_task = f"{HEAD}|norm" if options.norm == "per_task" else HEAD
+
+    def setup(settings: Mapping[str, jax.Array]) -> Setup:
+        def value(name):
+            return settings.get(name, getattr(options, name))
+
+        model, norm = base, "shared"
+        if method in ("pnn", "independent"):
+            lateral = options.lateral if method == "pnn" else None
+            chosen, model = pnn(base, tasks, lateral, alpha=value("alpha"))
+        elif method == "hat":
+            isolated = hat(
+                base.wiring, tasks, s_max=value("s_max"), c=value("c"), hard=options.hard
+            )
+            chosen, norm = multihead(isolated, tasks, per_task), options.norm
+        elif method == "packnet":
+            prune = value("prune")
+            isolated = packnet(tasks, "equal" if prune is None else prune)
+            chosen, norm = multihead(isolated, tasks, per_task), options.norm
+        else:
+            chosen = multihead(finetune(), tasks)
+        return Setup(
+            method=chosen,
+            model=model,
+            optimizer=optimizer(options, value("learning_rate"), value("weight_decay")),
+            prepare=prepare,
+            classes=classes,
+            batch=options.batch,
+            norm=norm,
+            mixed=method == "joint",
+        )
+
+    return setup
+
+
+def optimizer(options: Options, learning_rate, weight_decay) -> optax.GradientTransformation:
+    """The optimizer that the options name."""
+    if options.optimizer == "adam":
+        return optax.adamw(learning_rate, weight_decay=weight_decay)
+    momentum = 0.9 if options.optimizer == "momentum" else None
+    sgd = optax.sgd(learning_rate, momentum=momentum)
+    if isinstance(weight_decay, float) and weight_decay == 0:
+        return sgd
+    return optax.chain(optax.add_decayed_weights(weight_decay), sgd)

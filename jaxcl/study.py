@@ -1,0 +1,244 @@
+"""A study: one method on a sequence of tasks, for many seeds and settings, in a few programs."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcl import masks, replicas, train
+from jaxcl.data import Benchmark, Split
+from jaxcl.train import Data, Learner, Metrics, Setup
+
+PyTree = Any
+Recipe = Callable[[Mapping[str, jax.Array]], Setup]
+
+FEATURE_BYTES = 2 << 30  # budget for the stored activations of PNN's frozen columns, all replicas
+
+
+class Study(NamedTuple):
+    """What a study runs, and the programs that it is compiled to.
+
+    Attributes:
+        recipe: makes the setup from one replica's settings, which may be traced numbers.
+        benchmark: the sequence of tasks.
+        seeds: array [replicas].
+        settings: numeric settings, arrays [replicas].
+        epochs: epochs of training on a task.
+        retrain_epochs: epochs after `end_task`, which PackNet needs; 0 for none.
+        layout: where the replicas run.
+        programs: the compiled functions, by name.
+        traces: how often each of them was traced.
+    """
+
+    recipe: Recipe
+    benchmark: Benchmark
+    seeds: jax.Array
+    settings: dict[str, jax.Array]
+    epochs: int
+    retrain_epochs: int
+    layout: replicas.Layout
+    programs: dict[str, Callable]
+    traces: Counter
+
+
+class EpochEnd(NamedTuple):
+    """After an epoch: the task, the epochs done of those planned, training means [replicas]."""
+
+    task: int
+    epoch: int
+    epochs: int
+    metrics: Metrics
+
+
+class TaskEnd(NamedTuple):
+    """After a task.
+
+    Attributes:
+        task: the task, counted from 0.
+        accuracy: test accuracy on every task, [replicas, tasks].
+        capacity: share of the network that is used, [replicas].
+        learners: the study's whole state, with a leading [padded] axis; give it back to `run` to
+            go on. It is valid until the next event.
+    """
+
+    task: int
+    accuracy: np.ndarray
+    capacity: np.ndarray
+    learners: Learner
+
+
+def build(
+    recipe: Recipe,
+    benchmark: Benchmark,
+    seeds: Sequence[int],
+    *,
+    epochs: int,
+    retrain_epochs: int = 0,
+    settings: Mapping[str, Sequence[float]] | None = None,
+    devices: Sequence[jax.Device] | None = None,
+    chunk: int | None = None,
+) -> Study:
+    """Prepares a study; nothing runs yet.
+
+    Args:
+        recipe: settings -> `train.Setup`. It is called while programs are traced.
+        benchmark: the sequence of tasks.
+        seeds: one for each replica.
+        epochs: epochs on each task, at least 1.
+        retrain_epochs: further epochs after each task's `end_task`.
+        settings: numeric settings, one value for each replica.
+        devices: see `replicas.layout`.
+        chunk: likewise.
+
+    Returns:
+        A study for `run`.
+
+    Raises:
+        ValueError: for settings of unequal length or numbers out of range.
+    """
+    seeds = jnp.asarray(seeds, jnp.uint32)
+    settings = {name: jnp.asarray(value, jnp.float32) for name, value in (settings or {}).items()}
+    for name, value in settings.items():
+        if value.shape != seeds.shape:
+            raise ValueError(
+                f"setting '{name}' needs one value for each of {seeds.size} replicas, "
+                f"got shape {value.shape}."
+            )
+    if epochs < 1 or retrain_epochs < 0:
+        raise ValueError(f"epochs must be at least 1, got {epochs} and {retrain_epochs} more.")
+    tasks = len(benchmark.tasks)
+    shapes = jax.eval_shape(
+        lambda s: recipe(s).model.init(jax.random.key(0))[0],
+        {name: value[0] for name, value in settings.items()},
+    )
+    where = replicas.layout(seeds.size, masks.size_bytes(shapes), devices=devices, chunk=chunk)
+    traces = Counter()
+
+    def program(name, function):
+        def count():
+            traces[name] += 1
+
+        def with_setup(carried, fixed, *shared):
+            settings, *rest = fixed
+            return function(recipe(settings), carried, *rest, *shared)
+
+        return replicas.spread(with_setup, where, count)
+
+    def start(setup, seed):
+        return train.start(setup, jax.random.key(seed), tasks)
+
+    def epoch(setup, learner, features, data, task, index, validation):
+        return train.epoch(setup, learner, data, task, index, validation, features)
+
+    def retrain(setup, learner, task):
+        return train.begin_phase(setup, learner, task)
+
+    def evaluate(setup, learner, data):
+        capacity = setup.method.capacity(learner.theta, learner.state)
+        return learner, train.evaluate_all(setup, learner, data).accuracy, capacity
+
+    def features(setup, learner, data, task):
+        return learner, train.frozen_features(setup, learner, data, task)
+
+    def end(setup, learner, task):
+        return train.end_task(setup, train.end_phase(setup, learner), task)
+
+    programs = {
+        function.__name__: program(function.__name__, function)
+        for function in (
+            start, train.begin_task, features, epoch, end, retrain, train.end_phase, evaluate
+        )
+    }  # fmt: skip
+    return Study(
+        recipe, benchmark, seeds, settings, epochs, retrain_epochs, where, programs, traces
+    )
+
+
+def run(study: Study, learners: Learner | None = None, first: int = 0) -> Iterator:
+    """Trains every replica on every task in turn.
+
+    Args:
+        study: from `build`.
+        learners: the state after task `first - 1`, to go on from; None to start afresh.
+        first: the task to begin with.
+
+    Yields:
+        `EpochEnd` after every epoch and `TaskEnd` after every task.
+    """
+    benchmark, where, programs = study.benchmark, study.layout, study.programs
+    settings = replicas.place(study.settings, where)
+    fixed = (settings,)
+    setup = study.recipe({name: value[0] for name, value in study.settings.items()})
+    tests = replicas.share(stack([task.test for task in benchmark.tasks]), where)
+    needs_validation = setup.select is not None or setup.patience is not None
+    mixture = mixed([task.train for task in benchmark.tasks]) if setup.mixed else None
+    length = max(task.train.y.size for task in benchmark.tasks)
+    validation_length = max(task.val.y.size for task in benchmark.tasks)
+    if learners is None:
+        learners = programs["start"](replicas.place(study.seeds, where), fixed)
+
+    for task in range(first, len(benchmark.tasks)):
+        number = jnp.int32(task)
+        if setup.mixed:
+            data = replicas.share(mixture(task), where)
+        else:
+            data = replicas.share(pad(benchmark.tasks[task].train, length), where)
+        validation = None
+        if needs_validation:
+            validation = replicas.share(pad(benchmark.tasks[task].val, validation_length), where)
+        learners = programs["begin_task"](learners, fixed, number)
+        features = None
+        if _features_fit(study, setup, learners, data):
+            learners, features = programs["features"](learners, fixed, data, number)
+        for epoch in range(study.epochs + study.retrain_epochs):
+            if epoch == study.epochs:
+                learners = programs["end"](learners, fixed, number)
+                learners = programs["retrain"](learners, fixed, number)
+            learners, metrics = programs["epoch"](
+                learners, (settings, features), data, number, jnp.int32(epoch), validation
+            )
+            metrics = jax.tree.map(np.asarray, replicas.unpad(metrics, where))
+            yield EpochEnd(task, epoch + 1, study.epochs + study.retrain_epochs, metrics)
+        if study.retrain_epochs:
+            learners = programs["end_phase"](learners, fixed)
+        else:
+            learners = programs["end"](learners, fixed, number)
+        learners, *results = programs["evaluate"](learners, fixed, tests)
+        accuracy, capacity = (np.asarray(r) for r in replicas.unpad(results, where))
+        yield TaskEnd(task, accuracy, capacity, learners)
+
+
+def pad(split: Split, length: int) -> Data:
+    """One task's examples as `train.Data`, filled up with zeros."""
+    short = length - split.y.size
+    x = np.pad(split.x, [(0, short)] + [(0, 0)] * (split.x.ndim - 1)) if short else split.x
+    return Data(x, np.pad(split.y, (0, short)), np.int32(split.y.size))
+
+
+def stack(splits: Sequence[Split]) -> Data:
+    """The examples of all tasks, with a leading [tasks] axis."""
+    length = max(split.y.size for split in splits)
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *[pad(split, length) for split in splits])
+
+
+def mixed(splits: Sequence[Split]) -> Callable[[int], Data]:
+    """The examples of all tasks in a row; the function returned counts those of tasks 0 to `task`."""
+    x = np.concatenate([split.x for split in splits])
+    y = np.concatenate([split.y for split in splits])
+    task_of = np.concatenate([np.full(s.y.size, t, np.int32) for t, s in enumerate(splits)])
+    counts = np.cumsum([split.y.size for split in splits])
+    return lambda task: Data(x, y, np.int32(counts[task]), task_of)
+
+
+def _features_fit(study: Study, setup: Setup, learners: Learner, data: Data) -> bool:
+    """True if the activations of all frozen columns on a task's data are within the budget."""
+    if setup.model.frozen is None:
+        return False
+    shapes = jax.eval_shape(
+        jax.vmap(lambda learner: train.frozen_features(setup, learner, data, jnp.int32(0))),
+        learners,
+    )
+    return masks.size_bytes(shapes) <= FEATURE_BYTES

@@ -1,0 +1,390 @@
+"""The training engine: one learner, one task, one epoch, as pure functions.
+
+Everything here can be jitted, vmapped over learners and placed on a mesh by the caller; `study`
+does. `task`, `epoch` and all numbers are traced, so one compiled program serves a whole sequence.
+"""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxcl._isolate import isolate, set_trainable
+from jaxcl._method import Method
+
+PyTree = Any
+
+
+class Setup(NamedTuple):
+    """What stays the same while a learner learns.
+
+    Attributes:
+        method: what is trained, protected and evaluated.
+        model: the network, `init` and `apply` as in `models.Model`.
+        optimizer: any optax optimizer; the engine wraps it in `isolate`.
+        prepare: stored batch -> the network's input, such as a normalization of bytes.
+        classes: int array [tasks], the number of each task's classes; the logits beyond it take no
+            part in the loss and the prediction. None if every task uses all logits.
+        batch: examples in a step. The last, partial batch of an epoch is kept.
+        norm: running statistics of BatchNorm: `"shared"` by all tasks, `"frozen"` after the first,
+            or one set `"per_task"`.
+        annealing: how an epoch's progress is counted: `"paper"` reaches 1 at the last batch,
+            `"original"` is the share of the examples seen before the batch.
+        mixed: train on examples of all tasks so far, each with its own task's head.
+        select: keep the state of the epoch with the best validation `"loss"` or `"accuracy"`.
+        patience: epochs without a better validation loss before the step size is divided by 3;
+            training stops once it is below `least_scale`. None to train all epochs.
+        least_scale: smallest share of the step size to train with.
+    """
+
+    method: Method
+    model: Any
+    optimizer: optax.GradientTransformation
+    prepare: Callable[[jax.Array], jax.Array] = lambda x: x
+    classes: jax.Array | None = None
+    batch: int = 64
+    norm: Literal["shared", "frozen", "per_task"] = "shared"
+    annealing: Literal["paper", "original"] = "paper"
+    mixed: bool = False
+    select: Literal["loss", "accuracy"] | None = None
+    patience: int | None = None
+    least_scale: float = 0.002
+
+
+class Data(NamedTuple):
+    """Examples of one task, padded to a common length.
+
+    Attributes:
+        x: array [length, ...], in any stored type.
+        y: int array [length], classes counted from 0 within the task.
+        count: number of examples that are real, an integer scalar; they come first.
+        task: int array [length], each example's task, for `Setup.mixed`; else None.
+    """
+
+    x: jax.Array
+    y: jax.Array
+    count: jax.Array
+    task: jax.Array | None = None
+
+
+class Plan(NamedTuple):
+    """How far a phase of training has come.
+
+    Attributes:
+        scale: the factor on the optimizer's updates, from 1 downwards.
+        patience: epochs left before the next reduction.
+        stopped: True once the phase is over; the learner no longer changes.
+        best: the lowest validation loss, or the negative of the highest accuracy.
+        kept: `(theta, statistics)` of that epoch; None unless `Setup.select` or `patience`.
+    """
+
+    scale: jax.Array
+    patience: jax.Array
+    stopped: jax.Array
+    best: jax.Array
+    kept: PyTree
+
+
+class Learner(NamedTuple):
+    """All that a learner is: one pytree, to be saved, restored, vmapped and placed on devices.
+
+    Attributes:
+        theta: what the optimizer moves.
+        state: the method's state.
+        statistics: the model's running statistics, with a leading axis of one row, or one a task.
+        opt_state: the state of the isolated optimizer.
+        plan: the running phase.
+        key: the learner's own typed key; all its randomness is folded in from it.
+    """
+
+    theta: PyTree
+    state: PyTree
+    statistics: PyTree
+    opt_state: optax.OptState
+    plan: Plan
+    key: jax.Array
+
+
+class Metrics(NamedTuple):
+    """Means over the examples of an epoch or an evaluation, scalars."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+
+
+def start(setup: Setup, key: jax.Array, tasks: int, params: PyTree | None = None) -> Learner:
+    """A new learner.
+
+    Args:
+        setup: method, network and optimizer.
+        key: typed key.
+        tasks: number of tasks.
+        params: initial parameters, such as a pretrained trunk; by default the model's own.
+
+    Returns:
+        A learner that has seen no task.
+    """
+    model_key, method_key = jax.random.split(jax.random.fold_in(key, 0))
+    fresh, statistics = setup.model.init(model_key)
+    theta, state = setup.method.init(method_key, fresh if params is None else params)
+    rows = 1 if setup.norm == "shared" else tasks
+    statistics = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), statistics)
+    learner = Learner(theta, state, statistics, (), _new_plan(setup, theta, statistics), key)
+    return begin_phase(setup, learner, 0)
+
+
+def begin_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
+    """Prepares a learner for its next task: the method's own preparation, a fresh optimizer."""
+    key = jax.random.fold_in(jax.random.fold_in(learner.key, 1), task)
+    theta, state = setup.method.begin_task(key, learner.theta, learner.state, task)
+    statistics = learner.statistics
+    if setup.norm != "shared":
+        statistics = jax.tree.map(
+            lambda rows: rows.at[task].set(rows[jnp.maximum(task - 1, 0)]), statistics
+        )
+    learner = learner._replace(theta=theta, state=state, statistics=statistics)
+    return begin_phase(setup, learner, task)
+
+
+def begin_phase(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
+    """Renews the optimizer and the plan: at a task's start, and before PackNet's retraining."""
+    trainable = setup.method.trainable(learner.theta, learner.state, task)
+    return learner._replace(
+        opt_state=isolate(setup.optimizer, trainable).init(learner.theta),
+        plan=_new_plan(setup, learner.theta, learner.statistics),
+    )
+
+
+def end_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
+    """Closes a task: PackNet prunes, HAT accumulates its attention, PNN freezes its column."""
+    theta, state = setup.method.end_task(learner.theta, learner.state, task)
+    return learner._replace(theta=theta, state=state)
+
+
+def end_phase(setup: Setup, learner: Learner) -> Learner:
+    """Goes back to the best state of the phase, where one is kept."""
+    if learner.plan.kept is None:
+        return learner
+    theta, statistics = learner.plan.kept
+    return learner._replace(theta=theta, statistics=statistics)
+
+
+def epoch(
+    setup: Setup,
+    learner: Learner,
+    data: Data,
+    task: jax.Array,
+    index: jax.Array,
+    validation: Data | None = None,
+    features: PyTree | None = None,
+) -> tuple[Learner, Metrics]:
+    """One epoch on one task, in a fresh random order.
+
+    Args:
+        setup: method, network and optimizer.
+        learner: a learner whose task has begun.
+        data: the task's examples.
+        task: the task, an integer scalar counted from 0.
+        index: the epoch's number, which selects its random order.
+        validation: examples that choose the best epoch and pace the step size, where `setup` asks.
+        features: what the network's `frozen` part gives for each example of `data`, [length, ...].
+
+    Returns:
+        The learner after the epoch, and the means of its training loss and accuracy.
+    """
+    key = jax.random.fold_in(learner.key, 2)
+    key = jax.random.fold_in(jax.random.fold_in(key, task), index)
+    order = _random_order(key, data.y.shape[0], data.count)
+    steps = (data.count + setup.batch - 1) // setup.batch
+    tx = isolate(setup.optimizer)
+
+    def step(i, carry):
+        theta, statistics, opt_state, totals = carry
+        seen = i * setup.batch
+        position = seen + jnp.arange(setup.batch)
+        rows = order[position % data.count]  # the last batch is filled up with weight 0
+        weight = (position < data.count).astype(jnp.float32)
+        batch = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y, data.task, features))
+        if setup.annealing == "paper":
+            progress = i / jnp.maximum(steps - 1, 1)
+        else:
+            progress = seen / data.count
+
+        def objective(theta):
+            logits, new = _logits(
+                setup, theta, learner.state, statistics, batch, task, progress,
+                jax.random.fold_in(key, i),
+            )  # fmt: skip
+            loss, correct = _scores(setup, logits, batch, task)
+            loss = jnp.sum(loss * weight) / jnp.sum(weight)
+            penalty = setup.method.penalty(theta, learner.state, task, progress)
+            return loss + penalty, (new, loss, jnp.sum(correct * weight))
+
+        gradient, (statistics, loss, correct) = jax.grad(objective, has_aux=True)(theta)
+        updates, opt_state = tx.update(gradient, opt_state, theta)
+        if setup.patience is not None:
+            updates = jax.tree.map(lambda u: u * learner.plan.scale.astype(u.dtype), updates)
+        theta = setup.method.project(optax.apply_updates(theta, updates))
+        totals = totals[0] + loss * jnp.sum(weight), totals[1] + correct
+        return theta, statistics, opt_state, totals
+
+    carry = (learner.theta, learner.statistics, learner.opt_state, (jnp.float32(0),) * 2)
+    theta, statistics, opt_state, totals = jax.lax.fori_loop(0, steps, step, carry)
+    trained = learner._replace(theta=theta, statistics=statistics, opt_state=opt_state)
+    metrics = Metrics(*(total / data.count for total in totals))
+    if learner.plan.kept is None:
+        return trained, metrics
+    return _follow_plan(setup, learner, trained, validation, task), metrics
+
+
+def evaluate(
+    setup: Setup,
+    learner: Learner,
+    data: Data,
+    task: jax.Array,
+    progress: jax.Array | None = None,
+) -> Metrics:
+    """Loss and accuracy of one task's network, as it would be used after training.
+
+    Args:
+        setup: method and network.
+        learner: the learner.
+        data: the task's examples.
+        task: the task whose network and head are used.
+        progress: leave None.
+
+    Returns:
+        Means over the examples; the loss is without penalty.
+    """
+    params = setup.method.view(learner.theta, learner.state, task, progress)
+    row = _row(setup, learner.statistics, task)
+
+    def add(i, totals):
+        position = i * setup.batch + jnp.arange(setup.batch)
+        rows = jnp.minimum(position, data.y.shape[0] - 1)
+        weight = (position < data.count).astype(jnp.float32)
+        logits, _ = setup.model.apply(params, row, setup.prepare(data.x[rows]))
+        loss, correct = _scores(setup, logits, (None, data.y[rows], None, None), task)
+        return totals[0] + jnp.sum(loss * weight), totals[1] + jnp.sum(correct * weight)
+
+    steps = (data.count + setup.batch - 1) // setup.batch
+    totals = jax.lax.fori_loop(0, steps, add, (jnp.float32(0), jnp.float32(0)))
+    return Metrics(*(total / data.count for total in totals))
+
+
+def evaluate_all(setup: Setup, learner: Learner, data: Data) -> Metrics:
+    """`evaluate` on every task; the leaves of `data` have a leading [tasks] axis."""
+    tasks = jnp.arange(data.y.shape[0])
+    return jax.lax.map(lambda args: evaluate(setup, learner, *args), (data, tasks))
+
+
+def frozen_features(setup: Setup, learner: Learner, data: Data, task: jax.Array) -> PyTree:
+    """What the network's frozen part gives for each example: it does not change during a task.
+
+    Returns:
+        Arrays with the leading axis of `data.x`, to be passed to `epoch`.
+    """
+    params = setup.method.view(learner.theta, learner.state, task, 0.0)
+    row = _row(setup, learner.statistics, task)
+    length = data.y.shape[0]
+    size = min(512, length)
+
+    def run(i):
+        rows = jnp.minimum(i * size + jnp.arange(size), length - 1)
+        return setup.model.frozen(params, row, setup.prepare(data.x[rows]))
+
+    features = jax.lax.map(run, jnp.arange(-(-length // size)))
+    return jax.tree.map(lambda f: f.reshape(-1, *f.shape[2:])[:length], features)
+
+
+def _logits(setup, theta, state, statistics, batch, task, progress, key):
+    """The network's logits on a training batch, and the statistics that follow."""
+    x, _, tasks_of_x, features = batch
+    x = setup.prepare(x)
+    extra = {} if features is None else {"features": features}
+
+    def apply(params, row, train):
+        return setup.model.apply(params, row, x, train=train, key=key if train else None, **extra)
+
+    if setup.mixed:
+        tasks = setup.classes.shape[0]
+        row = _row(setup, statistics, 0)
+        logits, row = jax.vmap(
+            lambda t: apply(setup.method.view(theta, state, t, progress), row, True),
+            out_axes=(0, None),
+        )(jnp.arange(tasks))  # only what depends on the task, the heads, is computed repeatedly
+        logits = logits[tasks_of_x, jnp.arange(x.shape[0])]
+    else:
+        params = setup.method.view(theta, state, task, progress)
+        row = _row(setup, statistics, task)
+        if setup.norm == "frozen" and jax.tree.leaves(statistics):
+            logits, row = jax.lax.cond(
+                task == 0, lambda p: apply(p, row, True), lambda p: apply(p, row, False), params
+            )
+        else:
+            logits, row = apply(params, row, True)
+    at = 0 if setup.norm == "shared" else task
+    return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
+
+
+def _row(setup, statistics, task):
+    return jax.tree.map(lambda rows: rows[0 if setup.norm == "shared" else task], statistics)
+
+
+def _scores(setup, logits, batch, task):
+    """Cross-entropy and correctness of each example, over its own task's classes alone."""
+    _, y, tasks_of_x, _ = batch
+    if setup.classes is not None:
+        classes = setup.classes[task if tasks_of_x is None else tasks_of_x]
+        absent = jnp.arange(logits.shape[-1]) >= jnp.expand_dims(classes, -1)
+        logits = jnp.where(absent, -1e30, logits)
+    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    return loss, (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
+
+
+def _random_order(key, length, count):
+    """A permutation of the first `count` of `length` rows; what follows them is never read."""
+    rank = jax.random.bits(key, (length,), "uint32") >> 1
+    rank = jnp.where(jnp.arange(length) < count, rank, jnp.uint32(0xFFFFFFFF))
+    return jnp.argsort(rank)
+
+
+def _new_plan(setup, theta, statistics):
+    needs_validation = setup.select is not None or setup.patience is not None
+    return Plan(
+        scale=jnp.float32(1),
+        patience=jnp.int32(setup.patience or 0),
+        stopped=jnp.bool_(False),
+        best=jnp.float32(jnp.inf),
+        kept=(theta, statistics) if needs_validation else None,
+    )
+
+
+def _follow_plan(setup, before, after, validation, task):
+    """Keeps the best epoch, and divides the step size or stops as the original HAT does."""
+    plan = before.plan
+    metrics = evaluate(setup, after, validation, task)
+    value = metrics.loss + setup.method.penalty(after.theta, after.state, task, None)
+    if setup.select == "accuracy":
+        value = -metrics.accuracy
+    better = (value < plan.best) & ~plan.stopped
+    found = (after.theta, after.statistics)
+    plan = plan._replace(
+        best=jnp.where(better, value, plan.best),
+        kept=jax.tree.map(lambda new, old: jnp.where(better, new, old), found, plan.kept),
+    )
+    if setup.patience is not None:
+        left = jnp.where(better, setup.patience, plan.patience - 1)
+        scale = jnp.where(left > 0, plan.scale, plan.scale / 3)
+        plan = plan._replace(
+            scale=scale,
+            patience=jnp.where(left > 0, left, setup.patience),
+            stopped=plan.stopped | (scale < setup.least_scale),
+        )
+    running = ~before.plan.stopped
+    unchanged = before._replace(plan=plan)
+    return jax.tree.map(
+        lambda new, old: jnp.where(running, new, old), after._replace(plan=plan), unchanged
+    )
