@@ -244,7 +244,7 @@ def input_factor(wiring: Wiring, path: str, leaf: jax.Array, gates: PyTree) -> j
     groups = wiring.groups.get(path, 1)
     if groups > 1:
         factor = jnp.repeat(factor.reshape(groups, -1), leaf.shape[-1] // groups, axis=0).T
-    return factor
+    return factor.reshape((1,) * (leaf.ndim - 2) + factor.shape)
 
 
 def fold(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
@@ -281,10 +281,13 @@ def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTre
     leaves = masks.leaves_by_path(params)
     return {
         path: jnp.broadcast_to(
-            jnp.minimum(
-                input_factor(wiring, path, leaves[path], attention), attention[wiring.outputs[path]]
+            masks.dense(
+                masks.Attended(
+                    input_factor(wiring, path, leaves[path], attention),
+                    attention[wiring.outputs[path]],
+                )
             )
-            > 0.5,
+            < 0.5,
             leaves[path].shape,
         )
         for path in wiring.inputs

@@ -70,7 +70,10 @@ def isolate(
         return IsolateState(arrays, inner.init(params))
 
     def update_fn(updates, state, params=None, **extra_args):
-        mask = masks.resolve(state.trainable, updates)
+        # Tied to the gradient, so that XLA forms a mask from its factors inside the update instead
+        # of moving the product, as large as the parameters, out of a training loop.
+        trainable, updates = jax.lax.optimization_barrier((state.trainable, updates))
+        mask = masks.resolve(trainable, updates)
         updates = jax.tree.map(_drop_frozen, mask, updates)
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
         updates = jax.tree.map(_keep_share, mask, updates)

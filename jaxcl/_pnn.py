@@ -180,7 +180,7 @@ def init_lateral(key, spec: LateralSpec, sources, task, kind, alpha, projection)
     width = projection or units
     project_key, kernel_key = jax.random.split(key)
     return {
-        "alpha": jnp.where(exists, jnp.float32(alpha), 0.0),
+        "alpha": jnp.where(exists, jnp.asarray(alpha, float), 0.0),
         "project": from_sources(project_key, (sources, units, width), units),
         "bias": jnp.zeros(width),
         "kernel": jax.random.normal(kernel_key, (*window, width, out)) / jnp.sqrt(taps * width),
@@ -208,7 +208,8 @@ def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) ->
         return _connect(hidden.reshape(*hidden.shape[:-2], -1), kernel, spec)
     project = params["alpha"][:, None, None] * params["project"]
     project = project.reshape(-1, project.shape[-1])
-    reduced = jax.nn.relu(hidden.reshape(*hidden.shape[:-2], -1) @ project + params["bias"])
+    bias = params["bias"].reshape((1,) * (hidden.ndim - 2) + (-1,))
+    reduced = jax.nn.relu(hidden.reshape(*hidden.shape[:-2], -1) @ project + bias)
     return jnp.where(task > 0, _connect(reduced, params["kernel"], spec), 0.0)
 
 

@@ -1,8 +1,8 @@
 """Pytrees of masks: by path, by magnitude, by attention; their counts and bytes.
 
-A mask is a *prefix tree* of the parameters: one leaf may stand for a whole subtree. It is matched to
-the parameters by path, so dicts, `nnx.State`, tuples and NamedTuples may be mixed. In a mask named
-`trainable`, True means "may change".
+A mask is a *prefix tree* of the parameters: one leaf may stand for a whole subtree. It is matched
+to the parameters by path, so dicts, `nnx.State`, tuples and NamedTuples may be mixed. In a mask
+named `trainable`, True means "may change".
 """
 
 import re
@@ -40,7 +40,7 @@ def is_mask(node: Any) -> bool:
 def dense(mask: Any) -> jax.Array:
     """The array of one mask leaf: bool, or float in [0, 1]."""
     if isinstance(mask, Attended):
-        return 1 - jnp.minimum(mask.source, mask.target)
+        return 1 - jnp.minimum(*jnp.broadcast_arrays(*mask))
     return jnp.asarray(mask)
 
 
@@ -277,7 +277,7 @@ def _fitted(path: str, mask: Any, leaf: Any) -> jax.Array:
             f"The mask of '{path}' has shape {array.shape}, which does not broadcast to the "
             f"parameter's shape {shape}."
         )
-    return array
+    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
 
 
 def _has_masked_nodes(params: PyTree) -> bool:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcl import models
+from jaxcl import masks, models
 from jaxcl._hat import hat
 from jaxcl._method import HEAD, finetune, multihead
 from jaxcl._model import Model
@@ -20,6 +20,8 @@ from jaxcl.train import Setup
 
 METHODS = ("finetune", "joint", "independent", "pnn", "hat", "packnet")
 SWEPT = ("learning_rate", "s_max", "c", "prune", "alpha", "weight_decay")
+
+PyTree = Any
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,19 @@ class Options:
     alpha: float = 1.0
     norm: Literal["frozen", "per_task"] = "frozen"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+
+def defaults(benchmark: str) -> Options:
+    """The options that suit a benchmark of this name.
+
+    >>> defaults("split_mnist").hidden
+    (400, 400)
+    """
+    if benchmark.endswith("mnist"):
+        return Options(hidden=(400, 400), batch=64, epochs=2)
+    if benchmark.endswith("cifar100"):
+        return Options(network="alexnet", batch=64, epochs=30)
+    return Options()
 
 
 def epochs_of(method: str, options: Options) -> tuple[int, int]:
@@ -145,6 +160,43 @@ def recipe(
         )
 
     return setup
+
+
+def cost(
+    method: str, benchmark: Benchmark, learner: PyTree, options: Options = Options()
+) -> tuple[int, int]:
+    """What a method has grown to once all tasks are learned.
+
+    Args:
+        method: one of `METHODS`.
+        benchmark: the sequence of tasks.
+        learner: one learner, or its shapes.
+        options: all settings.
+
+    Returns:
+        The number of the network's parameters, in which a column of PNN counts the laterals from
+        its predecessors alone; and the bytes that parameters and the method's state take beyond
+        those of plain fine-tuning.
+    """
+    tasks = len(benchmark.tasks)
+    base = network(benchmark, options)
+    plain, _ = jax.eval_shape(
+        lambda key: multihead(finetune(), tasks).init(key, base.init(key)[0]), jax.random.key(0)
+    )
+    if method in ("pnn", "independent"):
+        lateral = options.lateral if method == "pnn" else None
+        networks = [  # the last column of a network of so many tasks has just its own laterals
+            jax.eval_shape(
+                lambda key, m=pnn(base, t + 1, lateral)[0]: m.init(key, base.init(key)[0])[0],
+                jax.random.key(0),
+            )
+            for t in range(tasks)
+        ]
+    else:
+        networks = learner.theta["params"] if method == "hat" else learner.theta
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(networks))
+    extra = masks.size_bytes((learner.theta, learner.state)) - masks.size_bytes(plain)
+    return parameters, extra
 
 
 def optimizer(options: Options, learning_rate, weight_decay) -> optax.GradientTransformation:

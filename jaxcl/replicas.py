@@ -5,12 +5,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
 
 AXIS = "replica"
+BATCH_AXIS = "batch"
 CPU_CACHE_BYTES = 8 << 20  # what a chunk's parameters may fill before smaller chunks are faster
 
 
@@ -18,9 +20,10 @@ class Layout(NamedTuple):
     """Where replicas run.
 
     Attributes:
-        mesh: one axis of devices, `"replica"`.
+        mesh: devices, as `"replica"` times `"batch"`.
         replicas: number of replicas that were asked for.
-        padded: number that run: a multiple of devices times chunk; the surplus repeats the last.
+        padded: number that run: a multiple of the mesh's replica axis times chunk; the surplus
+            repeats the last.
         chunk: replicas that run side by side within a device.
     """
 
@@ -29,6 +32,11 @@ class Layout(NamedTuple):
     padded: int
     chunk: int
 
+    @property
+    def share(self) -> int:
+        """Number of replicas that a device holds."""
+        return self.padded // self.mesh.shape[AXIS]
+
 
 def layout(
     replicas: int,
@@ -36,50 +44,70 @@ def layout(
     *,
     devices: Sequence[jax.Device] | None = None,
     chunk: int | None = None,
+    split: int = 1,
 ) -> Layout:
     """Spreads replicas evenly over devices, and cuts each device's share into equal chunks.
 
     Args:
         replicas: number of replicas, at least 1.
         replica_bytes: size of one replica's parameters.
-        devices: the devices to use; by default all of this process.
+        devices: the devices to use; by default all, of all processes.
         chunk: most replicas that run side by side in a device. By default all of them on an
             accelerator; on a CPU as many as its cache holds, and at least 2.
+        split: number of devices that share each replica, and each take a part of its batches.
 
     Returns:
-        A layout.
+        A layout. Devices beyond one for each replica stay idle.
 
     Raises:
-        ValueError: for numbers below 1.
+        ValueError: for numbers below 1, a `split` that does not divide the devices, or more
+            processes than replicas.
     """
-    if replicas < 1:
-        raise ValueError(f"replicas must be at least 1, got {replicas}.")
-    if chunk is not None and chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}.")
-    devices = list(devices or jax.local_devices())[:replicas]
-    share = math.ceil(replicas / len(devices))
+    for name, value in (("replicas", replicas), ("chunk", chunk), ("split", split)):
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}.")
+    devices = list(devices or jax.devices())
+    if len(devices) % split:
+        raise ValueError(f"split must divide the {len(devices)} devices, got {split}.")
+    rows = min(len(devices) // split, replicas)
+    devices = devices[: rows * split]
+    if (processes := jax.process_count()) > len({device.process_index for device in devices}):
+        raise ValueError(
+            f"{replicas} replicas leave some of {processes} processes without work; start fewer "
+            f"processes, or ask for more seeds or settings."
+        )
+    share = math.ceil(replicas / rows)
     if chunk is None:
         chunk = share
         if devices[0].platform == "cpu":
             chunk = max(2, CPU_CACHE_BYTES // max(2 * replica_bytes, 1))
     chunks = math.ceil(share / chunk)
     chunk = math.ceil(share / chunks)
-    mesh = jax.make_mesh(
-        (len(devices),), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,), devices=devices
+    mesh = Mesh(
+        np.array(devices).reshape(rows, split),
+        (AXIS, BATCH_AXIS),
+        axis_types=(AxisType.Auto, AxisType.Auto),
     )
-    return Layout(mesh, replicas, len(devices) * chunks * chunk, chunk)
+    return Layout(mesh, replicas, rows * chunks * chunk, chunk)
 
 
-def spread(function: Callable, where: Layout, count: Callable[[], None] = lambda: None) -> Callable:
+def spread(
+    function: Callable,
+    where: Layout,
+    *,
+    count: Callable[[], None] = lambda: None,
+    donate: bool = True,
+) -> Callable:
     """Compiles `function(carried, fixed, *shared)` for all replicas at once.
 
     A single replica on a device runs as plain code, which is faster than a mapped axis of length 1.
 
     Args:
-        function: a pure function of two pytrees of one replica, of which the first is consumed, and
-            of arguments that all replicas read.
+        function: a pure function of two pytrees of one replica, and of arguments that all replicas
+            read.
         where: the layout.
         count: called whenever the function is traced, so compiled.
+        donate: the first argument is consumed, and its buffers are used for the result.
 
     Returns:
         A compiled function of the same arguments, where the leaves of the first two have a leading
@@ -88,15 +116,14 @@ def spread(function: Callable, where: Layout, count: Callable[[], None] = lambda
 
     def on_device(carried, fixed, *shared):
         count()
-        share = where.padded // where.mesh.size
 
         def run(replica):
             return function(*replica, *shared)
 
-        if share == 1:
+        if where.share == 1:
             result = run(jax.tree.map(lambda leaf: leaf[0], (carried, fixed)))
             return jax.tree.map(lambda leaf: leaf[None], result)
-        if where.chunk == share:
+        if where.chunk == where.share:
             return jax.vmap(run)((carried, fixed))
         size = where.chunk if where.chunk > 1 else None
         return jax.lax.map(run, (carried, fixed), batch_size=size)
@@ -111,16 +138,15 @@ def spread(function: Callable, where: Layout, count: Callable[[], None] = lambda
             check_vma=False,
         )(carried, fixed, *shared)
 
-    return jax.jit(everywhere, donate_argnums=0)
+    return jax.jit(everywhere, donate_argnums=0 if donate else ())
 
 
 def place(tree: PyTree, where: Layout) -> PyTree:
-    """Puts arrays with a leading [replicas] axis on the mesh, padded by the last replica."""
+    """Puts host arrays with a leading [replicas] axis on the mesh, padded by the last replica."""
 
     def put(leaf):
         short = where.padded - leaf.shape[0]
-        if short:
-            leaf = jnp.concatenate([leaf, jnp.repeat(leaf[-1:], short, axis=0)])
+        leaf = np.concatenate([leaf, np.repeat(leaf[-1:], short, axis=0)])
         return jax.device_put(leaf, NamedSharding(where.mesh, PartitionSpec(AXIS)))
 
     return jax.tree.map(put, tree)
@@ -131,6 +157,8 @@ def share(tree: PyTree, where: Layout) -> PyTree:
     return jax.device_put(tree, NamedSharding(where.mesh, PartitionSpec()))
 
 
-def unpad(tree: PyTree, where: Layout) -> PyTree:
-    """Drops the surplus replicas."""
-    return jax.tree.map(lambda leaf: leaf[: where.replicas], tree)
+def fetch(tree: PyTree, where: Layout) -> PyTree:
+    """The replicas' arrays on every host, without the surplus replicas."""
+    if jax.process_count() > 1:
+        tree = multihost_utils.process_allgather(tree, tiled=True)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: where.replicas], tree)

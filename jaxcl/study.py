@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,8 +35,8 @@ class Study(NamedTuple):
 
     recipe: Recipe
     benchmark: Benchmark
-    seeds: jax.Array
-    settings: dict[str, jax.Array]
+    seeds: np.ndarray
+    settings: dict[str, np.ndarray]
     epochs: int
     retrain_epochs: int
     layout: replicas.Layout
@@ -58,7 +58,7 @@ class TaskEnd(NamedTuple):
 
     Attributes:
         task: the task, counted from 0.
-        accuracy: test accuracy on every task, [replicas, tasks].
+        accuracy: accuracy on every task's held-out examples, [replicas, tasks].
         capacity: share of the network that is used, [replicas].
         learners: the study's whole state, with a leading [padded] axis; give it back to `run` to
             go on. It is valid until the next event.
@@ -80,6 +80,7 @@ def build(
     settings: Mapping[str, Sequence[float]] | None = None,
     devices: Sequence[jax.Device] | None = None,
     chunk: int | None = None,
+    split: int = 1,
 ) -> Study:
     """Prepares a study; nothing runs yet.
 
@@ -92,15 +93,17 @@ def build(
         settings: numeric settings, one value for each replica.
         devices: see `replicas.layout`.
         chunk: likewise.
+        split: likewise; it must divide the batch.
 
     Returns:
         A study for `run`.
 
     Raises:
-        ValueError: for settings of unequal length or numbers out of range.
+        ValueError: for settings of unequal length, a `split` that does not divide the batch, or
+            numbers out of range.
     """
-    seeds = jnp.asarray(seeds, jnp.uint32)
-    settings = {name: jnp.asarray(value, jnp.float32) for name, value in (settings or {}).items()}
+    seeds = np.asarray(seeds, np.uint32)
+    settings = {name: np.asarray(value, np.float32) for name, value in (settings or {}).items()}
     for name, value in settings.items():
         if value.shape != seeds.shape:
             raise ValueError(
@@ -114,18 +117,24 @@ def build(
         lambda s: recipe(s).model.init(jax.random.key(0))[0],
         {name: value[0] for name, value in settings.items()},
     )
-    where = replicas.layout(seeds.size, masks.size_bytes(shapes), devices=devices, chunk=chunk)
+    where = replicas.layout(
+        seeds.size, masks.size_bytes(shapes), devices=devices, chunk=chunk, split=split
+    )
+    _check_batch(recipe({name: value[0] for name, value in settings.items()}).batch, split)
     traces = Counter()
 
-    def program(name, function):
-        def count():
-            traces[name] += 1
+    def program(function, donate=True):
+        name = function.__name__
 
         def with_setup(carried, fixed, *shared):
             settings, *rest = fixed
-            return function(recipe(settings), carried, *rest, *shared)
+            setup = recipe(settings)._replace(axis=replicas.BATCH_AXIS if split > 1 else None)
+            return function(setup, carried, *rest, *shared)
 
-        return replicas.spread(with_setup, where, count)
+        def count():
+            traces[name] += 1
+
+        return replicas.spread(with_setup, where, count=count, donate=donate)
 
     def start(setup, seed):
         return train.start(setup, jax.random.key(seed), tasks)
@@ -138,32 +147,34 @@ def build(
 
     def evaluate(setup, learner, data):
         capacity = setup.method.capacity(learner.theta, learner.state)
-        return learner, train.evaluate_all(setup, learner, data).accuracy, capacity
-
-    def features(setup, learner, data, task):
-        return learner, train.frozen_features(setup, learner, data, task)
+        return train.evaluate_all(setup, learner, data).accuracy, capacity
 
     def end(setup, learner, task):
         return train.end_task(setup, train.end_phase(setup, learner), task)
 
-    programs = {
-        function.__name__: program(function.__name__, function)
-        for function in (
-            start, train.begin_task, features, epoch, end, retrain, train.end_phase, evaluate
-        )
-    }  # fmt: skip
+    changing = (start, train.begin_task, epoch, end, retrain, train.end_phase)
+    programs = {function.__name__: program(function) for function in changing}
+    for function in (train.frozen_features, evaluate):
+        programs[function.__name__] = program(function, donate=False)
     return Study(
         recipe, benchmark, seeds, settings, epochs, retrain_epochs, where, programs, traces
     )
 
 
-def run(study: Study, learners: Learner | None = None, first: int = 0) -> Iterator:
+def run(
+    study: Study,
+    learners: Learner | None = None,
+    first: int = 0,
+    *,
+    split: Literal["val", "test"] = "test",
+) -> Iterator[EpochEnd | TaskEnd]:
     """Trains every replica on every task in turn.
 
     Args:
         study: from `build`.
         learners: the state after task `first - 1`, to go on from; None to start afresh.
         first: the task to begin with.
+        split: the examples on which every task is evaluated.
 
     Yields:
         `EpochEnd` after every epoch and `TaskEnd` after every task.
@@ -172,7 +183,7 @@ def run(study: Study, learners: Learner | None = None, first: int = 0) -> Iterat
     settings = replicas.place(study.settings, where)
     fixed = (settings,)
     setup = study.recipe({name: value[0] for name, value in study.settings.items()})
-    tests = replicas.share(stack([task.test for task in benchmark.tasks]), where)
+    held_out = replicas.share(stack([getattr(task, split) for task in benchmark.tasks]), where)
     needs_validation = setup.select is not None or setup.patience is not None
     mixture = mixed([task.train for task in benchmark.tasks]) if setup.mixed else None
     length = max(task.train.y.size for task in benchmark.tasks)
@@ -192,7 +203,7 @@ def run(study: Study, learners: Learner | None = None, first: int = 0) -> Iterat
         learners = programs["begin_task"](learners, fixed, number)
         features = None
         if _features_fit(study, setup, learners, data):
-            learners, features = programs["features"](learners, fixed, data, number)
+            features = programs["frozen_features"](learners, fixed, data, number)
         for epoch in range(study.epochs + study.retrain_epochs):
             if epoch == study.epochs:
                 learners = programs["end"](learners, fixed, number)
@@ -200,14 +211,14 @@ def run(study: Study, learners: Learner | None = None, first: int = 0) -> Iterat
             learners, metrics = programs["epoch"](
                 learners, (settings, features), data, number, jnp.int32(epoch), validation
             )
-            metrics = jax.tree.map(np.asarray, replicas.unpad(metrics, where))
+            metrics = replicas.fetch(metrics, where)
             yield EpochEnd(task, epoch + 1, study.epochs + study.retrain_epochs, metrics)
         if study.retrain_epochs:
             learners = programs["end_phase"](learners, fixed)
         else:
             learners = programs["end"](learners, fixed, number)
-        learners, *results = programs["evaluate"](learners, fixed, tests)
-        accuracy, capacity = (np.asarray(r) for r in replicas.unpad(results, where))
+        results = programs["evaluate"](learners, fixed, held_out)
+        accuracy, capacity = replicas.fetch(results, where)
         yield TaskEnd(task, accuracy, capacity, learners)
 
 
@@ -242,3 +253,11 @@ def _features_fit(study: Study, setup: Setup, learners: Learner, data: Data) -> 
         learners,
     )
     return masks.size_bytes(shapes) <= FEATURE_BYTES
+
+
+def _check_batch(batch: int, split: int) -> None:
+    if batch % split:
+        raise ValueError(
+            f"a batch of {batch} cannot be split evenly over {split} devices; choose a batch that "
+            f"{split} divides."
+        )

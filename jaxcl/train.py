@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcl._isolate import isolate, set_trainable
+from jaxcl._isolate import isolate
 from jaxcl._method import Method
 
 PyTree = Any
@@ -37,6 +37,7 @@ class Setup(NamedTuple):
         patience: epochs without a better validation loss before the step size is divided by 3;
             training stops once it is below `least_scale`. None to train all epochs.
         least_scale: smallest share of the step size to train with.
+        axis: name of the mesh axis over which each batch is split, inside `jax.shard_map`.
     """
 
     method: Method
@@ -51,6 +52,7 @@ class Setup(NamedTuple):
     select: Literal["loss", "accuracy"] | None = None
     patience: int | None = None
     least_scale: float = 0.002
+    axis: str | None = None
 
 
 class Data(NamedTuple):
@@ -199,11 +201,12 @@ def epoch(
     order = _random_order(key, data.y.shape[0], data.count)
     steps = (data.count + setup.batch - 1) // setup.batch
     tx = isolate(setup.optimizer)
+    noise = key if setup.axis is None else jax.random.fold_in(key, jax.lax.axis_index(setup.axis))
 
     def step(i, carry):
         theta, statistics, opt_state, totals = carry
         seen = i * setup.batch
-        position = seen + jnp.arange(setup.batch)
+        position = seen + _own_part(setup)
         rows = order[position % data.count]  # the last batch is filled up with weight 0
         weight = (position < data.count).astype(jnp.float32)
         batch = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y, data.task, features))
@@ -215,19 +218,21 @@ def epoch(
         def objective(theta):
             logits, new = _logits(
                 setup, theta, learner.state, statistics, batch, task, progress,
-                jax.random.fold_in(key, i),
+                jax.random.fold_in(noise, i),
             )  # fmt: skip
             loss, correct = _scores(setup, logits, batch, task)
-            loss = jnp.sum(loss * weight) / jnp.sum(weight)
+            loss = jnp.sum(loss * weight)
             penalty = setup.method.penalty(theta, learner.state, task, progress)
-            return loss + penalty, (new, loss, jnp.sum(correct * weight))
+            totals = loss, jnp.sum(correct * weight)
+            return loss / _sum(setup, jnp.sum(weight)) + penalty / _parts(setup), (new, totals)
 
-        gradient, (statistics, loss, correct) = jax.grad(objective, has_aux=True)(theta)
+        gradient, (statistics, new_totals) = jax.grad(objective, has_aux=True)(theta)
+        gradient, new_totals = _sum(setup, (gradient, new_totals))
         updates, opt_state = tx.update(gradient, opt_state, theta)
         if setup.patience is not None:
             updates = jax.tree.map(lambda u: u * learner.plan.scale.astype(u.dtype), updates)
         theta = setup.method.project(optax.apply_updates(theta, updates))
-        totals = totals[0] + loss * jnp.sum(weight), totals[1] + correct
+        totals = jax.tree.map(jnp.add, totals, new_totals)
         return theta, statistics, opt_state, totals
 
     carry = (learner.theta, learner.statistics, learner.opt_state, (jnp.float32(0),) * 2)
@@ -325,8 +330,25 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
             )
         else:
             logits, row = apply(params, row, True)
+    if setup.axis is not None:
+        row = jax.lax.pmean(row, setup.axis)
     at = 0 if setup.norm == "shared" else task
     return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
+
+
+def _own_part(setup):
+    """Positions in a batch that this device trains on: all of them, unless batches are split."""
+    part = setup.batch // _parts(setup)
+    first = 0 if setup.axis is None else jax.lax.axis_index(setup.axis) * part
+    return first + jnp.arange(part)
+
+
+def _parts(setup):
+    return 1 if setup.axis is None else jax.lax.axis_size(setup.axis)
+
+
+def _sum(setup, tree):
+    return tree if setup.axis is None else jax.lax.psum(tree, setup.axis)
 
 
 def _row(setup, statistics, task):
@@ -340,7 +362,8 @@ def _scores(setup, logits, batch, task):
         classes = setup.classes[task if tasks_of_x is None else tasks_of_x]
         absent = jnp.arange(logits.shape[-1]) >= jnp.expand_dims(classes, -1)
         logits = jnp.where(absent, -1e30, logits)
-    loss = optax.softmax_cross_entropy_with_integer_labels(logits, y)
+    labels = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
+    loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(labels * logits, axis=-1)
     return loss, (jnp.argmax(logits, axis=-1) == y).astype(jnp.float32)
 
 

@@ -1,0 +1,6 @@
+"""`python -m jaxcl` is the command `jaxcl`."""
+
+from jaxcl.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,337 @@
+"""What each primitive operation does to labels; the rules behind `wiring.trace_wiring`."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from jax.extend.core import Literal
+
+# Values. An activation is an array of labels, one for each element: a unit's number, or one of the
+# two below. What is made of parameters alone is a `Param`.
+
+CONST, RAW = -2, -1  # depends on neither data nor parameters; or on data, but on no gated unit
+
+
+class Leaf(NamedTuple):
+    """A leaf as it shows in an array: which of the leaf's axes lies along each of the array's."""
+
+    path: str
+    shape: tuple[int, ...]
+    axes: tuple[int | None, ...] | None  # None: entries may be mixed
+
+
+class Param(NamedTuple):
+    """An array made of parameters and constants; entry by entry, where its leaves have axes."""
+
+    shape: tuple[int, ...]
+    leaves: tuple[Leaf, ...]
+    linear: bool  # it has one leaf, and scales with it
+
+
+class Op(NamedTuple):
+    """One primitive operation, with the numbers of the values that it reads and makes."""
+
+    name: str
+    params: dict
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+
+# One rule for each kind of primitive: rule(trace, op, *operands) -> values of its results.
+
+
+def other(trace, op, *operands):
+    """Anything may happen to what has no gate; what has one must not come here."""
+    params = [value for value in operands if isinstance(value, Param)]
+    arrays = [value for value in operands if not isinstance(value, Param)]
+    top = max((array.max(initial=CONST) for array in arrays), default=CONST)
+    if top >= 0:
+        units = np.concatenate([trace.root[array].ravel() for array in arrays])
+        trace.fail(f"may mix the units of {trace.names(units)}")
+    leaves = tuple(leaf._replace(axes=None) for param in params for leaf in param.leaves)
+    for leaf in leaves:
+        if op.name in _CONTROL and len(leaf.shape) > 1 and trace.gated(leaf.path):
+            trace.nearest = leaf.path
+            trace.fail("hides a layer that was to get a gate")
+    if leaves and top == CONST:
+        return [Param(shape, leaves, False) for shape in op.shapes]
+    for leaf in leaves:
+        trace.use(leaf.path)
+    return [full(shape, top) for shape in op.shapes]
+
+
+def _elementwise(trace, op, *operands, scaling=False):
+    params = [value for value in operands if isinstance(value, Param)]
+    arrays = [value for value in operands if not isinstance(value, Param)]
+    labels = trace.join(arrays, scaling or op.name in ("mul", "div"))
+    if params and labels.max(initial=CONST) == CONST:
+        leaves = tuple(
+            leaf._replace(axes=(None,) * labels.ndim) if leaf.axes == () else leaf
+            for param in params
+            for leaf in param.leaves
+        )
+        linear = op.name in _LINEAR or (op.name == "div" and operands[0] is params[0])
+        linear = linear and len(params) == 1 and params[0].linear
+        return [Param(op.shapes[0], leaves, linear)]
+    for param in params:
+        trace.attach(param, labels)
+    return [labels]
+
+
+def _select(trace, op, which, *cases):
+    chosen = _elementwise(trace, op, *cases)
+    return _elementwise(trace, op, which, *chosen, scaling=True)
+
+
+def _move(trace, op, value, *others):
+    """Operations that only move elements."""
+    if isinstance(value, Param) and op.name in _AXES:
+        leaves = [
+            leaf._replace(axes=leaf.axes and _AXES[op.name](leaf.axes, value.shape, op))
+            for leaf in value.leaves
+        ]
+        return [Param(op.shapes[0], tuple(leaves), value.linear)]
+    if any(isinstance(operand, Param) for operand in (value, *others)):
+        return other(trace, op, value, *others)
+    if op.name == "pad" and min(min(low, high) for low, high, _ in op.params["padding_config"]) < 0:
+        return other(trace, op, value, *others)
+    moved = _MOVES[op.name](op, value, *others)
+    return moved if op.name == "split" else [moved]
+
+
+def _broadcast(op, value):
+    shape = [1] * len(op.shapes[0])
+    for axis, size in zip(op.params["broadcast_dimensions"], value.shape):
+        shape[axis] = size
+    return np.broadcast_to(value.reshape(shape), op.shapes[0])
+
+
+def _pad(op, value, filler):
+    padded = np.full(op.shapes[0], filler)
+    where = []
+    for size, (low, _, inside) in zip(value.shape, op.params["padding_config"]):
+        where.append(slice(low, low + (size - 1) * (inside + 1) + 1, inside + 1))
+    padded[tuple(where)] = value
+    return padded
+
+
+def _slice(op, value):
+    p = op.params
+    steps = p["strides"] or [None] * value.ndim
+    return value[tuple(map(slice, p["start_indices"], p["limit_indices"], steps))]
+
+
+def _reshape_axes(axes, shape, op):
+    kept = [axis for axis, size in zip(axes, shape) if size != 1]
+    if [n for n in shape if n != 1] != [n for n in op.shapes[0] if n != 1]:
+        return None
+    return tuple(None if n == 1 else kept.pop(0) for n in op.shapes[0])
+
+
+def _broadcast_axes(axes, shape, op):
+    places = dict(zip(op.params["broadcast_dimensions"], axes))
+    return tuple(places.get(i) for i in range(len(op.shapes[0])))
+
+
+def _reduce(trace, op, value):
+    """Operations along axes on which labels must not change: space, tokens, the batch."""
+    if isinstance(value, Param):
+        return other(trace, op, value)
+    if "axes" in op.params:
+        axes = op.params["axes"]
+        return [trace.collapse(value, axes).squeeze(axes)]
+    if "axis" in op.params:
+        axes = [op.params["axis"]]
+    else:
+        sizes = zip(value.shape, op.shapes[0], op.params["window_dimensions"])
+        axes = [i for i, (old, new, window) in enumerate(sizes) if old != new or window > 1]
+    return [np.broadcast_to(trace.collapse(value, axes), op.shapes[0])]
+
+
+def _take(trace, op, value, *indices):
+    """Slices at positions that are known only when the model runs."""
+    if any(isinstance(v, Param) or (v is not value and v.max() >= 0) for v in (value, *indices)):
+        return other(trace, op, value, *indices)
+    sizes = op.params["slice_sizes"]
+    partial = [i for i, (old, new) in enumerate(zip(value.shape, sizes)) if old != new]
+    labels = trace.collapse(value, partial)
+    if op.name == "gather":
+        dims, shape = op.params["dimension_numbers"], [1] * len(op.shapes[0])
+        dropped = {*dims.collapsed_slice_dims, *dims.operand_batching_dims}
+        kept = [size for i, size in enumerate(labels.shape) if i not in dropped]
+        for axis, size in zip(dims.offset_dims, kept):
+            shape[axis] = size
+        labels = labels.reshape(shape)
+    return [np.broadcast_to(labels, op.shapes[0])]
+
+
+def _dot(trace, op, lhs, rhs):
+    (lc, rc), (lb, rb) = op.params["dimension_numbers"]
+    if isinstance(lhs, np.ndarray) and isinstance(rhs, np.ndarray):
+        left = _arranged(trace, lhs, lc, lb)
+        right = _arranged(trace, rhs, rc, rb)
+        batch, free = len(lb), left.ndim - len(lb)
+        left = left.reshape(left.shape + (1,) * (right.ndim - batch))
+        right = right.reshape(right.shape[:batch] + (1,) * free + right.shape[batch:])
+        return [trace.join([left, right], scaling=True)]
+    kernel_first = isinstance(lhs, Param)
+    if kernel_first:
+        lhs, lc, lb, rhs, rc, rb = rhs, rc, rb, lhs, lc, lb
+    if isinstance(lhs, Param) or lhs.max() == CONST:
+        return other(trace, op, lhs, rhs)
+    free = [i for i in range(len(rhs.shape)) if i not in (*rc, *rb)]
+    out = trace.layer(lhs, rhs, lc, rc, (*rb, *free))
+    ones = [1] * (lhs.ndim - len(lc) - len(lb))
+    batch, kept = [rhs.shape[i] for i in rb], [rhs.shape[i] for i in free]
+    shape = [*batch, *kept, *ones] if kernel_first else [*batch, *ones, *kept]
+    return [np.broadcast_to(out.reshape(shape), op.shapes[0])]
+
+
+def _arranged(trace, labels, summed, batch):
+    """An operand of a product of two activations: its batch axes, then those that remain."""
+    free = [i for i in range(labels.ndim) if i not in (*summed, *batch)]
+    labels = trace.collapse(labels, summed).transpose(*batch, *free, *summed)
+    return labels.reshape(labels.shape[: labels.ndim - len(summed)])
+
+
+def _conv(trace, op, lhs, rhs):
+    known = isinstance(lhs, np.ndarray) and isinstance(rhs, Param) and lhs.max() > CONST
+    if not known or op.params["batch_group_count"] > 1:
+        return other(trace, op, lhs, rhs)
+    x, kernel, y = op.params["dimension_numbers"]
+    groups = op.params["feature_group_count"]
+    out = trace.layer(lhs, rhs, x[1:2], kernel[1:2], kernel[:1], groups)
+    shape = [1] * lhs.ndim
+    shape[y[1]] = len(out)
+    return [np.broadcast_to(out.reshape(shape), op.shapes[0])]
+
+
+_MOVES = {
+    "broadcast_in_dim": _broadcast,
+    "concatenate": lambda op, *values: np.concatenate(values, op.params["dimension"]),
+    "pad": _pad,
+    "reshape": lambda op, value: value.reshape(op.shapes[0]),
+    "rev": lambda op, value: np.flip(value, op.params["dimensions"]),
+    "slice": _slice,
+    "split": lambda op, value: np.split(
+        value, np.cumsum(op.params["sizes"])[:-1], op.params["axis"]
+    ),
+    "squeeze": lambda op, value: value.reshape(op.shapes[0]),
+    "transpose": lambda op, value: value.transpose(op.params["permutation"]),
+}
+_AXES = {
+    "broadcast_in_dim": _broadcast_axes,
+    "reshape": _reshape_axes,
+    "squeeze": _reshape_axes,
+    "transpose": lambda axes, shape, op: tuple(axes[i] for i in op.params["permutation"]),
+}
+_ELEMENTWISE = (
+    "abs", "acos", "acosh", "add", "and", "asin", "asinh", "atan", "atan2", "atanh", "cbrt",
+    "ceil", "clamp", "convert_element_type", "copy", "cos", "cosh", "digamma", "div", "eq", "erf",
+    "erf_inv", "erfc", "exp", "exp2", "expm1", "floor", "ge", "gt", "integer_pow", "is_finite",
+    "le", "lgamma", "log", "log1p", "logistic", "lt", "max", "min", "mul", "name", "ne", "neg",
+    "nextafter", "not", "or", "pow", "reduce_precision", "rem", "round", "rsqrt",
+    "sharding_constraint", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan",
+    "tanh", "xor",
+)  # fmt: skip
+_REDUCE = (
+    "argmax", "argmin", "cumlogsumexp", "cummax", "cummin", "cumprod", "cumsum", "reduce_and",
+    "reduce_max", "reduce_min", "reduce_or", "reduce_prod", "reduce_sum", "reduce_window_max",
+    "reduce_window_min", "reduce_window_sum",
+)  # fmt: skip
+RULES = (
+    dict.fromkeys(_ELEMENTWISE, _elementwise)
+    | dict.fromkeys(_MOVES, _move)
+    | dict.fromkeys(_REDUCE, _reduce)
+    | {"dynamic_slice": _take, "gather": _take, "select_n": _select}
+    | {"conv_general_dilated": _conv, "dot_general": _dot}
+)
+_LINEAR = ("convert_element_type", "copy", "mul", "name", "neg", "stop_gradient")
+_CONTROL = ("cond", "scan", "shard_map", "while")
+_CALLS = (
+    "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit",
+    "remat2",
+)  # fmt: skip
+
+
+def inline(jaxpr, numbers, fresh, values, ops):
+    """Lists a jaxpr's operations, those of the functions that it calls in their place.
+
+    Args:
+        jaxpr: the program.
+        numbers: of the values that its variables hold; filled in.
+        fresh: iterator of unused numbers.
+        values: for the numbers of constants, their labels; filled in.
+        ops: the list to extend.
+
+    Returns:
+        The numbers of its results.
+    """
+
+    def constant(atom):
+        values[number := next(fresh)] = full(atom.aval.shape, CONST)
+        return number
+
+    def read(atom):
+        return constant(atom) if isinstance(atom, Literal) else numbers[atom]
+
+    numbers.update((var, constant(var)) for var in jaxpr.constvars)
+    for eqn in jaxpr.eqns:
+        ins = [read(atom) for atom in eqn.invars]
+        if eqn.primitive.name in _CALLS:
+            body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
+            body = getattr(body, "jaxpr", body)
+            outs = inline(body, dict(zip(body.invars, ins)), fresh, values, ops)
+        else:
+            outs = [next(fresh) for _ in eqn.outvars]
+            shapes = tuple(getattr(var.aval, "shape", ()) for var in eqn.outvars)
+            ops.append(Op(eqn.primitive.name, eqn.params, tuple(ins), tuple(outs), shapes))
+        numbers.update(zip(eqn.outvars, outs))
+    return [read(atom) for atom in jaxpr.outvars]
+
+
+def live(ops, results):
+    """The operations that the results need."""
+    needed, kept = set(results), []
+    for op in reversed(ops):
+        if needed.intersection(op.outs):
+            kept.append(op)
+            needed.update(op.ins)
+    return kept[::-1]
+
+
+def heads(ops, leaves, data, results):
+    """Paths of the last kernels: between them and the results lies no other."""
+    weights = {number: {path} for number, path in leaves.items()}
+    last = {number: set() for number in data}
+    for op in ops:
+        below = [last[i] for i in op.ins if i in last]
+        paths = set().union(*(weights[i] for i in op.ins if i in weights))
+        if not below:
+            weights.update(dict.fromkeys(op.outs, paths))
+        elif paths and op.name in {"dot_general", "conv_general_dilated", *_CONTROL}:
+            last.update(dict.fromkeys(op.outs, paths))
+        else:
+            last.update(dict.fromkeys(op.outs, set().union(*below)))
+    return set().union(*(last.get(number, ()) for number in results))
+
+
+def full(shape, label):
+    return np.broadcast_to(np.array(label), shape)
+
+
+def whole(path, shape):
+    """A parameter leaf itself."""
+    axes = tuple(i if size > 1 else None for i, size in enumerate(shape))
+    return Param(shape, (Leaf(path, shape, axes),), True)
+
+
+def shows(param, axes, wanted):
+    """Whether these axes of a kernel show the wanted axis of its leaf, whole and nothing else."""
+    (leaf,) = param.leaves
+    if leaf.axes is None or len(leaf.shape) < 2:
+        return False
+    shown = {leaf.axes[i] for i in axes} - {None}
+    expected = {len(leaf.shape) + wanted} if leaf.shape[wanted] > 1 else set()
+    return shown == expected and math.prod(param.shape[i] for i in axes) == leaf.shape[wanted]
