@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxcl import masks
@@ -34,11 +35,16 @@ def save(path: str | os.PathLike, learner: PyTree) -> None:
         learner: any pytree of arrays and typed keys, on one device or on a mesh.
 
     Raises:
-        ValueError: if there is something at `path` already.
+        ValueError: if there is something at `path` already, or a leaf has no entries.
     """
     path = _absolute(path)
     if path.exists():
         raise ValueError(f"{path} exists already; a checkpoint does not replace anything.")
+    for name, leaf in masks.leaves_by_path(learner).items():
+        if leaf.size == 0:
+            raise ValueError(
+                f"leaf '{name}' has no entries (shape {leaf.shape}): orbax saves none."
+            )
     _orbax().save(path, learner)
 
 
@@ -59,17 +65,26 @@ def restore(path: str | os.PathLike, abstract: PyTree) -> PyTree:
         ValueError: if there is no checkpoint at `path`, if it cannot be read, or if a leaf is
             missing, not asked for, or of another shape or type; the error names the leaf.
     """
-    path, ocp = _absolute(path), _orbax()
+    path = _absolute(path)
+    _check(path, shapes(path), masks.leaves_by_path(abstract))
     try:
-        saved = ocp.metadata(path).metadata
-    except (ocp.errors.InvalidLayoutError, FileNotFoundError, NotADirectoryError):
-        raise ValueError(f"there is no checkpoint in {path}.") from None
-    _check(path, saved, abstract)
-    try:
-        return ocp.load(path, jax.tree.map(_placed, abstract))
+        return _orbax().load(path, jax.tree.map(_placed, abstract))
     except (ValueError, OSError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(f"the checkpoint in {path} is damaged: {reason}") from error
+
+
+def shapes(path: str | os.PathLike) -> dict[str, Any]:
+    """What a checkpoint holds: shape and dtype of each leaf, by path; of a key, those of its data.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`.
+    """
+    path, ocp = _absolute(path), _orbax()
+    try:
+        return masks.leaves_by_path(ocp.metadata(path).metadata)
+    except (ocp.errors.InvalidLayoutError, FileNotFoundError, NotADirectoryError):
+        raise ValueError(f"there is no checkpoint in {path}.") from None
 
 
 def latest(folder: str | os.PathLike, name: str = "task") -> tuple[int, Path] | None:
@@ -82,9 +97,8 @@ def latest(folder: str | os.PathLike, name: str = "task") -> tuple[int, Path] | 
     return max(found.items()) if found else None
 
 
-def _check(path, saved: PyTree, abstract: PyTree) -> None:
-    """Compares names, shapes and types, because orbax would cast and lists whole trees."""
-    stored, wanted = masks.leaves_by_path(saved), masks.leaves_by_path(abstract)
+def _check(path: Path, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Compares names, shapes and types: orbax would cast, and list both trees in its errors."""
     for name in wanted:
         if name not in stored:
             raise ValueError(f"the checkpoint in {path} has no leaf '{name}'.")
@@ -93,7 +107,7 @@ def _check(path, saved: PyTree, abstract: PyTree) -> None:
             raise ValueError(f"the checkpoint in {path} has a leaf '{name}' that is not expected.")
         there = leaf.shape, leaf.dtype
         here = wanted[name]
-        if jax.dtypes.issubdtype(here.dtype, jax.dtypes.prng_key):
+        if jnp.issubdtype(here.dtype, jax.dtypes.prng_key):
             here = jax.eval_shape(jax.random.key_data, here)
         if there != (here.shape, here.dtype):
             raise ValueError(
@@ -115,7 +129,7 @@ def _absolute(path) -> Path:
     return Path(path).expanduser().absolute()
 
 
-def _orbax():
+def _orbax() -> Any:
     from orbax.checkpoint import v1  # heavy, so loaded when it is used
 
     return v1
