@@ -18,7 +18,18 @@ from jaxcl.wiring import Wiring, trace_wiring
 
 __version__ = "0.1.0"
 
-_LAZY = ("checkpoint", "cli", "data", "metrics", "models", "replicas", "report", "study", "train")
+_LAZY = (
+    "analysis",
+    "checkpoint",
+    "cli",
+    "data",
+    "metrics",
+    "models",
+    "replicas",
+    "report",
+    "study",
+    "train",
+)
 
 __all__ = [
     "HATState",

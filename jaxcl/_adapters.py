@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import jax
@@ -25,29 +26,27 @@ _MODE_FLAGS = {
 
 def functional(
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
-) -> tuple[nnx.Module, Callable, Callable]:
+) -> tuple[Any, Callable, Callable]:
     """The pure functions behind an nnx module.
 
     Args:
         module: a module, or `build(rngs) -> module`, which is only traced here.
 
     Returns:
-        A copy of the module, whose arrays may be abstract; `init(key) -> (params, statistics)`; and
-        `run(call, params, statistics, train, key) -> (call(module), statistics)`.
+        The module with abstract arrays; `init(key) -> (params, statistics)`; and `run(call, params,
+        statistics, train, key, freeze_norm) -> (call(module), statistics)`.
     """
-    if isinstance(module, nnx.Module):
-        build, abstract = lambda rngs: module, nnx.clone(module)
-    elif callable(module):
-        build, abstract = module, nnx.eval_shape(lambda: module(nnx.Rngs(0)))
-    else:
-        build, abstract = None, None
-    if build is None or not isinstance(abstract, nnx.Module):
+    build = (lambda rngs: module) if isinstance(module, nnx.Module) else module
+    abstract = nnx.eval_shape(lambda: build(nnx.Rngs(0))) if callable(build) else None
+    if not isinstance(abstract, nnx.Module):
         raise ValueError(f"expected an nnx.Module or a function `build(rngs)`, not {module!r}.")
 
     abstract.train()
-    graphs = {True: nnx.graphdef(abstract)}
+    graphs = {"train": nnx.graphdef(abstract)}
+    abstract.set_attributes(nnx.BatchNorm, use_running_average=True, raise_if_not_found=False)
+    graphs["freeze_norm"] = nnx.graphdef(abstract)
     abstract.eval()
-    graphs[False], _, streams, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
+    graphs["eval"], _, streams, _ = nnx.split(abstract, nnx.Param, nnx.RngState, ...)
     streams = nnx.to_flat_state(streams)
 
     def split(net):
@@ -64,11 +63,12 @@ def functional(
                 stream = jax.random.key(0) if key is None else jax.random.fold_in(key, i)
                 yield path, jax.random.split(stream, shape) if shape else stream
 
-    def run(call, params, statistics, train, key):
+    def run(call, params, statistics, train, key, freeze_norm=False):
         if train and key is None and streams:
             path = "/".join(map(str, streams[0][0][:-1]))
             raise ValueError(f"the model draws random numbers from {path!r}: training needs a key.")
-        net = nnx.merge(graphs[train], params, nnx.from_flat_state(fresh_streams(key)), statistics)
+        mode = ("freeze_norm" if freeze_norm else "train") if train else "eval"
+        net = nnx.merge(graphs[mode], params, nnx.from_flat_state(fresh_streams(key)), statistics)
         output = call(net)
         return output, split(net)[1] if train else statistics
 
@@ -111,8 +111,9 @@ def from_nnx(
     abstract, init, run = functional(module)
     kwargs = _mode_kwargs(type(abstract), train_kwargs, eval_kwargs)
 
-    def apply(params, statistics, x, *, train=False, key=None):
-        return run(lambda net: net(x, **kwargs[train]), params, statistics, train, key)
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+        flags = kwargs[train and not freeze_norm]  # a flag of the call would reach the norms too
+        return run(lambda net: net(x, **flags), params, statistics, train, key, freeze_norm)
 
     return Model(init, apply)
 
@@ -152,13 +153,17 @@ def from_linen(
         statistics = dict(module.init(key, jnp.zeros_like(sample_x), **kwargs[False]))
         return statistics.pop("params", {}), statistics
 
-    def apply(params, statistics, x, *, train=False, key=None):
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
         variables = {"params": params, **statistics}
         # A stream that is not named falls back on "params", which only `init` uses itself.
         rngs = {} if key is None else {"params": key}
         mutable = list(statistics) if train else False
+        norms = nn.intercept_methods(_use_running_average) if freeze_norm else nullcontext()
         try:
-            output = module.apply(variables, x, rngs=rngs, mutable=mutable, **kwargs[train])
+            with norms:
+                output: Any = module.apply(
+                    variables, x, rngs=rngs, mutable=mutable, **kwargs[train]
+                )
         except errors.InvalidRngError as error:
             raise ValueError(
                 f"from_linen: {type(module).__name__} draws random numbers when train={train}: "
@@ -190,11 +195,16 @@ def from_function(apply: Callable[[PyTree, jax.Array], jax.Array], params: Any) 
     init = params if callable(params) else lambda key: params
     return Model(
         init=lambda key: (init(key), {}),
-        apply=lambda params, statistics, x, *, train=False, key=None: (
-            apply(params, x),
-            statistics,
-        ),
+        apply=lambda params, statistics, x, **mode: (apply(params, x), statistics),
     )
+
+
+def _use_running_average(call, args, kwargs, context):
+    """Has linen's BatchNorm use its running averages, whatever it was told."""
+    if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+        object.__setattr__(context.module, "use_running_average", True)
+        kwargs = {name: v for name, v in kwargs.items() if name != "use_running_average"}
+    return call(*args, **kwargs)
 
 
 def _mode_kwargs(kind: type, train_kwargs: Any, eval_kwargs: Any) -> dict[bool, Mapping[str, Any]]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcl import masks
-from jaxcl._method import Method
+from jaxcl._method import Method, draw
 from jaxcl.wiring import Wiring, check_wiring
 
 PyTree = Any
@@ -139,14 +139,10 @@ def hat(
 
     def init(key, params):
         check_wiring(wiring, params)
-        embeddings = {}
-        for index, (name, units) in enumerate(sorted(wiring.gates.items())):
-            gate_key, shape = jax.random.fold_in(key, index), (tasks, units)
-            embeddings[name] = (
-                jax.random.normal(gate_key, shape)
-                if embedding == "normal"
-                else jax.random.uniform(gate_key, shape, maxval=2.0)
-            )
+        sampler = {"normal": jax.random.normal, "uniform": partial(jax.random.uniform, maxval=2.0)}
+        names = sorted(wiring.gates)
+        tables = draw(sampler[embedding], key, [(tasks, wiring.gates[name]) for name in names])
+        embeddings = dict(zip(names, tables))
         attention = {name: jnp.zeros(units) for name, units in wiring.gates.items()}
         return {"params": params, "embeddings": embeddings}, HATState(attention)
 
@@ -206,6 +202,7 @@ def hat(
         capacity=lambda theta, state: masks.capacity(
             attended_weights(wiring, theta["params"], state.attention)
         ),
+        tasks=tasks,
     )
 
 

@@ -1,7 +1,9 @@
 """What a continual-learning method is, and the two that need no mask: fine-tuning and heads."""
 
+import itertools
+import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +34,7 @@ class Method(NamedTuple):
         project: `theta -> theta`, applied after every step.
         end_task: `(theta, state, task) -> (theta, state)`, after the task's last step.
         capacity: `(theta, state) -> scalar`, the share of the network that the tasks so far use.
+        tasks: the number of tasks that the method is made for; None for any.
     """
 
     init: Callable
@@ -42,6 +45,7 @@ class Method(NamedTuple):
     project: Callable
     end_task: Callable
     capacity: Callable
+    tasks: int | None = None
 
 
 def finetune() -> Method:
@@ -70,21 +74,25 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
     Args:
         method: the method that governs the shared leaves.
         tasks: number of tasks.
-        heads: regular expression, searched in the path of each leaf of `theta`.
+        heads: regular expression, searched in the path of each parameter.
 
     Returns:
-        A method. The further rows start as the first one's entries in random order, which is a
-        fresh draw from any initializer with independent entries.
+        A method. The first row starts as the given leaf, and so do the others of a vector (biases,
+        norms). The entries of other rows are drawn from the first one's, which is a fresh start
+        under any initializer with independent entries.
 
     Raises:
-        ValueError: at `init`, if no leaf matches.
+        ValueError: if `method` is made for another number of tasks; at `init`, if no leaf matches.
 
     Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
         use that task's head alone.
     """
 
+    if method.tasks not in (None, tasks):
+        raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
+
     def is_head(path):
-        return re.search(heads, path) is not None
+        return re.search(heads, path.removeprefix("params/")) is not None
 
     def select(theta, task):
         return masks.map_with_path(lambda p, leaf: leaf[task] if is_head(p) else leaf, theta)
@@ -96,21 +104,24 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
     def init(key, params):
         inner_key, head_key = jax.random.split(key)
         theta, state = method.init(inner_key, params)
-        paths = [path for path in masks.leaves_by_path(theta) if is_head(path)]
-        if not paths:
+        found = {path: h for path, h in masks.leaves_by_path(theta).items() if is_head(path)}
+        if not found:
             raise ValueError(
                 f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
                 f"{masks.shorten(sorted(masks.leaves_by_path(theta)))}."
             )
+        drawn = {path: h for path, h in found.items() if h.ndim > 1}
+        draws = draw(jax.random.uniform, head_key, [(tasks, *h.shape) for h in drawn.values()])
+        draws = dict(zip(drawn, draws))
 
         def stack(path, leaf):
-            if not is_head(path):
+            if path not in found:
                 return leaf
-            rows = [leaf]
-            for task in range(1, tasks):
-                row_key = jax.random.fold_in(jax.random.fold_in(head_key, task), paths.index(path))
-                rows.append(jax.random.permutation(row_key, leaf.ravel()).reshape(leaf.shape))
-            return jnp.stack(rows)
+            leaf = jnp.asarray(leaf)
+            if path not in drawn:
+                return jnp.stack([leaf] * tasks)
+            picked = (draws[path] * leaf.size).astype(int)
+            return leaf.ravel()[picked].at[0].set(leaf)
 
         return masks.map_with_path(stack, theta), state
 
@@ -146,4 +157,14 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         project=method.project,
         end_task=end_task,
         capacity=lambda theta, state: method.capacity(select(theta, 0), state),
+        tasks=tasks,
     )
+
+
+def draw(sampler: Callable, key: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
+    """Random arrays of several shapes from one draw, as each draw takes long to compile."""
+    sizes = [math.prod(shape) for shape in shapes]
+    if not shapes:
+        return []
+    parts = jnp.split(sampler(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
+    return [part.reshape(shape) for part, shape in zip(parts, shapes)]

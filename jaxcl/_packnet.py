@@ -36,6 +36,7 @@ def packnet(
     reinit_free: Literal["zero", "keep", "random"] = "zero",
     ties: Literal["exact", "original"] = "exact",
     scope: Literal["leaf", "global"] = "leaf",
+    heads: str = HEAD,
 ) -> Method:
     """PackNet: each task keeps its largest weights, and later tasks train what is left.
 
@@ -49,11 +50,12 @@ def packnet(
             but the last, one for each task, or `"equal"`, which leaves each task the same number.
             Numbers may be traced.
         prunable: `(path, leaf) -> bool`, which leaves hold weights to share. By default those of
-            two or more axes outside the head.
+            two or more axes outside the heads, but for biases and scales.
         reinit_free: where claimed weights start: at zero, at the value they had when they were
             freed, or at a fresh draw from the initial values.
         ties: see `masks.smallest_fraction`.
         scope: rank the weights of each leaf, or all of them together.
+        heads: regular expression of the heads' paths, as for `multihead`.
 
     Returns:
         A method whose `theta` is the parameters.
@@ -68,13 +70,18 @@ def packnet(
         is pruned.
     """
     if not 1 <= tasks <= MOST_TASKS:
-        raise ValueError(f"packnet: tasks must be 1 to {MOST_TASKS} (owners are uint8), got {tasks}.")
+        raise ValueError(
+            f"packnet: tasks must be 1 to {MOST_TASKS} (owners are uint8), got {tasks}."
+        )
     if reinit_free not in ("zero", "keep", "random"):
         raise ValueError(
             f"packnet: reinit_free must be 'zero', 'keep' or 'random', got {reinit_free!r}."
         )
     fractions = prune_fractions(tasks, prune)
-    is_prunable = prunable or (lambda path, leaf: leaf.ndim >= 2 and not re.search(HEAD, path))
+    not_weights = f"{heads}|(bias|scale)$"
+    is_prunable = prunable or (
+        lambda path, leaf: leaf.ndim > 1 and not re.search(not_weights, path)
+    )
 
     def with_owner(function, theta, owner):
         """Maps over the prunable leaves and their owners; the rest stays."""
@@ -88,7 +95,7 @@ def packnet(
         if not weights:
             raise ValueError(
                 "packnet: no leaf is prunable; by default those of two or more axes outside the "
-                f"head are. The leaves are {masks.shorten(sorted(leaves))}."
+                f"heads are. The leaves are {masks.shorten(sorted(leaves))}."
             )
         owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
         spare = {}
@@ -145,7 +152,24 @@ def packnet(
         trainable=trainable,
         end_task=end_task,
         capacity=lambda theta, state: masks.capacity(jax.tree.map(lambda o: o > 0, state.owner)),
+        tasks=tasks,
     )
+
+
+def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:
+    """How many weights of each prunable leaf are free, and how many each task owns.
+
+    Args:
+        state: PackNet's state.
+        tasks: number of tasks.
+
+    Returns:
+        For each prunable leaf, by path, an int array [tasks + 1]: the free weights, then those of
+        the first task, and so on. They add up to the leaf's size.
+    """
+    return {
+        path: jnp.bincount(owner.ravel(), length=tasks + 1) for path, owner in state.owner.items()
+    }
 
 
 def prune_fractions(tasks: int, prune: Any) -> Any:
@@ -159,7 +183,8 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
         An array of `tasks` floats in [0, 1].
 
     Raises:
-        ValueError: for a share outside [0, 1], or a list of another length.
+        ValueError: for a share outside [0, 1], a list of another length, or a task before the last
+            that would leave no free weight.
 
     >>> print(prune_fractions(4, "equal"))
     [0.75       0.6666667  0.5        0.        ]
@@ -170,10 +195,18 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
         left = np.arange(tasks - 1, -1, -1, dtype=np.float32)
         return left / (left + 1)
     masks.check_fraction("packnet: prune", prune)
-    if jnp.ndim(prune) == 0:
-        return jnp.where(jnp.arange(tasks) < tasks - 1, prune, 0.0)
-    if len(prune) != tasks:
+    if np.ndim(prune) == 0:
+        shares = jnp.where(jnp.arange(tasks) < tasks - 1, prune, 0.0)
+    elif len(prune) == tasks:
+        shares = jnp.asarray(prune, float)
+    else:
         raise ValueError(
             f"packnet: prune must list one share for each of {tasks} tasks, got {len(prune)}."
         )
-    return jnp.asarray(prune, float)
+    if not isinstance(shares, jax.core.Tracer) and not np.all(np.asarray(shares)[:-1]):
+        keeper = int(np.argmin(np.asarray(shares)[:-1])) + 1
+        raise ValueError(
+            f"packnet: task {keeper} gives up no weight, so none is free for task {keeper + 1}; "
+            f"expected a share above 0 for every task but the last."
+        )
+    return shares

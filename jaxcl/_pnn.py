@@ -1,12 +1,13 @@
 """PNN: a new column for each task, with lateral connections to the frozen ones."""
 
 import math
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxcl._method import Method, finetune
+from jaxcl._method import Method, draw, finetune
 from jaxcl._model import LateralSpec, Model
 
 PyTree = Any
@@ -72,24 +73,22 @@ def pnn(
         )
     sources = tasks - 1
     specs = model.laterals if lateral and sources else ()
-
-    def init_laterals(key, task):
-        keys = jax.random.split(key, max(len(specs), 1))
-        return [
-            init_lateral(k, spec, sources, task, lateral, alpha, projection)
-            for k, spec in zip(keys, specs)
-        ]
+    start_laterals = partial(init_laterals, specs, sources, lateral, alpha, projection)
 
     def init(key, params):
-        theta = {"column": params, "laterals": init_laterals(key, 0)}
+        laterals = jax.eval_shape(lambda: start_laterals(key, 0))  # drawn when a task begins
+        laterals = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), laterals)
+        theta = {"column": params, "laterals": laterals}
         columns = jax.tree.map(lambda leaf: jnp.zeros((tasks, *leaf.shape), leaf.dtype), theta)
         return theta, PNNState(columns, jnp.int32(0))
 
     def begin_task(key, theta, state, task):
         column_key, lateral_key = jax.random.split(key)
         fresh, _ = model.init(column_key)
-        column = jax.tree.map(lambda new, old: jnp.where(task > 0, new, old), fresh, theta["column"])
-        theta = {"column": column, "laterals": init_laterals(lateral_key, task)}
+        column = jax.tree.map(
+            lambda new, old: jnp.where(task > 0, new, old), fresh, theta["column"]
+        )
+        theta = {"column": column, "laterals": start_laterals(lateral_key, task)}
         return theta, state._replace(current=jnp.asarray(task, jnp.int32))
 
     def view(theta, state, task, progress=None):
@@ -111,6 +110,7 @@ def pnn(
         view=view,
         end_task=end_task,
         capacity=lambda theta, state: (state.current + 1) / tasks,
+        tasks=tasks,
     )
     return method, _network(model, tasks, specs)
 
@@ -159,39 +159,52 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
     return Model(init=init, apply=apply, frozen=frozen if specs else None)
 
 
-def init_lateral(key, spec: LateralSpec, sources, task, kind, alpha, projection) -> PyTree:
-    """One layer's laterals from `sources` columns, of which the first `task` exist.
+def init_laterals(specs, sources, kind, alpha, projection, key, task) -> list[PyTree]:
+    """The laterals of every layer, from `sources` columns of which the first `task` exist.
 
     Returns:
-        `"linear"`: {"kernel": [*window, sources, units, out]}. `"adapter"`: {"alpha": [sources],
-        "project": [sources, units, width], "bias": [width], "kernel": [*window, width, out]}.
-        All start as LeCun normal over the inputs that exist, biases at 0.
+        For each layer, `"linear"`: {"kernel": [*window, sources, units, out]}; `"adapter"`:
+        {"alpha": [sources], "project": [sources, units, width], "bias": [width],
+        "kernel": [*window, width, out]}. All start as LeCun normal over the inputs that exist,
+        biases at 0, and what comes from columns that do not exist at 0.
     """
-    window, units, out = spec.kernel or (), spec.hidden[-1], spec.out[-1]
     exists = jnp.arange(sources) < task
+    number = jnp.maximum(task, 1)
+    widths = [projection or spec.hidden[-1] for spec in specs]
 
-    def from_sources(key, shape, fan_in):
-        kernel = jax.random.normal(key, shape) / jnp.sqrt(fan_in * jnp.maximum(task, 1))
-        return jnp.where(exists[:, None, None], kernel, 0.0)
+    def from_sources(normal, fan_in):
+        return jnp.where(exists[:, None, None], normal / jnp.sqrt(fan_in * number), 0.0)
 
-    taps = math.prod(window)
-    if kind == "linear":
-        return {"kernel": from_sources(key, (*window, sources, units, out), taps * units)}
-    width = projection or units
-    project_key, kernel_key = jax.random.split(key)
-    return {
-        "alpha": jnp.where(exists, jnp.asarray(alpha, float), 0.0),
-        "project": from_sources(project_key, (sources, units, width), units),
-        "bias": jnp.zeros(width),
-        "kernel": jax.random.normal(kernel_key, (*window, width, out)) / jnp.sqrt(taps * width),
-    }
+    shapes = []
+    for spec, width in zip(specs, widths):
+        window, units, out = spec.kernel or (), spec.hidden[-1], spec.out[-1]
+        if kind == "linear":
+            shapes += [(*window, sources, units, out)]
+        else:
+            shapes += [(sources, units, width), (*window, width, out)]
+    normals = iter(draw(jax.random.normal, key, shapes))
+    laterals = []
+    for spec, width in zip(specs, widths):
+        taps, units = math.prod(spec.kernel or ()), spec.hidden[-1]
+        if kind == "linear":
+            laterals.append({"kernel": from_sources(next(normals), taps * units)})
+            continue
+        laterals.append(
+            {
+                "alpha": jnp.where(exists, jnp.asarray(alpha, float), 0.0),
+                "project": from_sources(next(normals), units),
+                "bias": jnp.zeros(width),
+                "kernel": next(normals) / math.sqrt(taps * width),
+            }
+        )
+    return laterals
 
 
 def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) -> jax.Array:
     """What the sources add to one layer's pre-activation.
 
     Args:
-        params: as `init_lateral` gives them.
+        params: the layer's part of what `init_laterals` gives.
         spec: the layer's shapes and window.
         hidden: the sources' inputs to this layer, [batch, ..., sources, units].
         task: the receiving column; column 0 has no source and gets zero.

@@ -19,14 +19,14 @@ from jaxcl._model import LateralSpec, Model
 from jaxcl.wiring import Wiring
 
 __all__ = [
+    "MLP",
+    "VGG16",
     "AlexNetLike",
     "Chain",
     "LateralSpec",
-    "MLP",
     "Model",
     "ResNet18",
     "Unit",
-    "VGG16",
     "alexnet",
     "from_function",
     "from_linen",
@@ -188,7 +188,8 @@ class Chain(nnx.Module):
         """The laterals' shapes and HAT's table."""
         plan = _chain_plan(self.shape, self.units, self.head.out_features)
         gates = {f"layer{i}": unit.width for i, unit in enumerate(self.units)}
-        rows, source, width = [], None, 1
+        rows: list[tuple] = []
+        source, width = None, 1
         for i, unit in enumerate(self.units):
             # Flattened in NHWC order, the channels repeat as a whole: their gate is tiled.
             repeats = plan[i].hidden[-1] // width
@@ -358,7 +359,7 @@ class ResNet18(nnx.Module):
         width = self.stem.out_features
         plan = _resnet_plan(self.shape, width, self.head.out_features)
         gates = {f"stage{i}": width * 2**i for i in range(4)}
-        rows = [("stem", "stem_norm", (None, self.shape[-1]), "stage0")]
+        rows: list[tuple] = [("stem", "stem_norm", (None, self.shape[-1]), "stage0")]
         for i, block in enumerate(self.blocks):
             gates[f"block{i}"] = block.conv1.out_features
             path, source, target = f"blocks/{i}", (_stream(i), 1), _stream(i + 1)
@@ -404,9 +405,10 @@ def _model(build: Callable) -> Model:
             raise ValueError(f"no gate is called {unknown[0]!r}; expected {list(wiring.gates)}.")
         return params, gates
 
-    def apply(params, statistics, x, *, train=False, key=None):
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
         params, gates = split(params)
-        return run(lambda net: net(x, gates=gates), params, statistics, train, key)
+        call = lambda net: net(x, gates=gates)  # noqa: E731
+        return run(call, params, statistics, train, key, freeze_norm)
 
     def column(params, statistics, x, added, *, train=False, key=None):
         if len(added) != len(laterals):
@@ -420,16 +422,21 @@ def _model(build: Callable) -> Model:
     return Model(init, apply, column, laterals, wiring)
 
 
-def _chain_plan(shape, units, classes) -> tuple[LateralSpec, ...]:
+def _chain_plan(
+    shape: tuple[int, ...], units: Sequence[Unit], classes: int
+) -> tuple[LateralSpec, ...]:
     """What each layer of a Chain, and then its head, maps to what."""
     plan = []
     for i, unit in enumerate((*units, Unit(classes))):
         if unit.width < 1:
             raise ValueError(f"layer {i}: expected a width of 1 or more, not {unit.width}.")
         if unit.kernel:
+            if len(shape) != 3:
+                raise ValueError(f"layer {i}: a convolution reads (H, W, C), not {shape}.")
             cut = unit.kernel - 1 if unit.padding == "VALID" else 0
             out = (shape[0] - cut, shape[1] - cut, unit.width)
-            plan.append(LateralSpec(shape, out, (unit.kernel,) * 2, (1, 1), unit.padding))
+            kernel = (unit.kernel, unit.kernel)
+            plan.append(LateralSpec(shape, out, kernel, (1, 1), unit.padding))
             shape = (out[0] // 2, out[1] // 2, unit.width) if unit.pool else out
             if min(shape) < 1:
                 raise ValueError(f"layer {i} leaves nothing of an input {plan[0].hidden}.")
@@ -439,10 +446,13 @@ def _chain_plan(shape, units, classes) -> tuple[LateralSpec, ...]:
     return tuple(plan)
 
 
-def _resnet_plan(shape, width, classes) -> tuple[LateralSpec, ...]:
+def _resnet_plan(shape: tuple[int, ...], width: int, classes: int) -> tuple[LateralSpec, ...]:
     """What each block of a ResNet-18, and then its head, maps to what."""
-    if width < 1 or classes < 1:
-        raise ValueError(f"expected width >= 1 and classes >= 1, not {width} and {classes}.")
+    if len(shape) != 3 or width < 1 or classes < 1:
+        raise ValueError(
+            f"expected a shape (H, W, C), width >= 1 and classes >= 1, not {shape}, {width} and "
+            f"{classes}."
+        )
     plan, hidden = [], (*shape[:2], width)
     for i in range(8):
         stride = 2 if i in (2, 4, 6) else 1
@@ -476,7 +486,12 @@ def _layer(spec: LateralSpec, use_bias: bool, *, dtype: Any, rngs: nnx.Rngs) -> 
     if spec.kernel is None:
         return nnx.Linear(spec.hidden[0], spec.out[0], **options)
     return nnx.Conv(
-        spec.hidden[-1], spec.out[-1], spec.kernel, spec.strides, padding=spec.padding, **options
+        spec.hidden[-1],
+        spec.out[-1],
+        spec.kernel,
+        spec.strides,
+        padding=spec.padding or "SAME",
+        **options,
     )
 
 

@@ -11,7 +11,7 @@ import optax
 
 from jaxcl import masks, models
 from jaxcl._hat import hat
-from jaxcl._method import HEAD, finetune, multihead
+from jaxcl._method import HEAD, Method, finetune, multihead
 from jaxcl._model import Model
 from jaxcl._packnet import packnet
 from jaxcl._pnn import pnn
@@ -39,7 +39,7 @@ class Options:
         s_max: HAT: scale of the gates at the end of each epoch.
         c: HAT: weight of the regularizer.
         hard: HAT: threshold the gates once a task ends, so that nothing is forgotten.
-        prune: PackNet: share of its weights that a task gives up; None gives each task equal shares.
+        prune: PackNet: share of its weights that a task gives up; None makes all shares equal.
         lateral: PNN: kind of lateral connections.
         alpha: PNN: start value of the adapters' learned scale.
         norm: statistics, scales and shifts of norm layers under HAT and PackNet.
@@ -101,7 +101,7 @@ def network(benchmark: Benchmark, options: Options) -> Model:
         "resnet18": models.resnet18,
         "vgg16": models.vgg16,
     }[options.network]
-    return build(classes=classes, dtype=dtype)
+    return build(benchmark.shape, classes=classes, dtype=dtype)
 
 
 def recipe(
@@ -178,25 +178,20 @@ def cost(
         its predecessors alone; and the bytes that parameters and the method's state take beyond
         those of plain fine-tuning.
     """
-    tasks = len(benchmark.tasks)
-    base = network(benchmark, options)
-    plain, _ = jax.eval_shape(
-        lambda key: multihead(finetune(), tasks).init(key, base.init(key)[0]), jax.random.key(0)
-    )
+    tasks, base = len(benchmark.tasks), network(benchmark, options)
+
+    def theta(chosen: Method) -> PyTree:
+        return jax.eval_shape(lambda key: chosen.init(key, base.init(key)[0])[0], jax.random.key(0))
+
     if method in ("pnn", "independent"):
         lateral = options.lateral if method == "pnn" else None
-        networks = [  # the last column of a network of so many tasks has just its own laterals
-            jax.eval_shape(
-                lambda key, m=pnn(base, t + 1, lateral)[0]: m.init(key, base.init(key)[0])[0],
-                jax.random.key(0),
-            )
-            for t in range(tasks)
-        ]
+        # The last column of a network of n columns has room for n - 1 laterals and uses all.
+        networks = [theta(pnn(base, n + 1, lateral)[0]) for n in range(tasks)]
     else:
         networks = learner.theta["params"] if method == "hat" else learner.theta
     parameters = sum(leaf.size for leaf in jax.tree.leaves(networks))
-    extra = masks.size_bytes((learner.theta, learner.state)) - masks.size_bytes(plain)
-    return parameters, extra
+    plain = masks.size_bytes(theta(multihead(finetune(), tasks)))
+    return parameters, masks.size_bytes((learner.theta, learner.state)) - plain
 
 
 def optimizer(options: Options, learning_rate, weight_decay) -> optax.GradientTransformation:

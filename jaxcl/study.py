@@ -142,17 +142,18 @@ def build(
     def epoch(setup, learner, features, data, task, index, validation):
         return train.epoch(setup, learner, data, task, index, validation, features)
 
-    def retrain(setup, learner, task):
-        return train.begin_phase(setup, learner, task)
-
     def evaluate(setup, learner, data):
         capacity = setup.method.capacity(learner.theta, learner.state)
         return train.evaluate_all(setup, learner, data).accuracy, capacity
 
     def end(setup, learner, task):
-        return train.end_task(setup, train.end_phase(setup, learner), task)
+        learner = train.end_task(setup, train.end_phase(setup, learner), task)
+        return train.begin_phase(setup, learner, task) if retrain_epochs else learner
 
-    changing = (start, train.begin_task, epoch, end, retrain, train.end_phase)
+    def end_phase(setup, learner, task):
+        return train.end_phase(setup, learner)
+
+    changing = (start, train.begin_task, epoch, end, end_phase)
     programs = {function.__name__: program(function) for function in changing}
     for function in (train.frozen_features, evaluate):
         programs[function.__name__] = program(function, donate=False)
@@ -194,49 +195,47 @@ def run(
     for task in range(first, len(benchmark.tasks)):
         number = jnp.int32(task)
         if setup.mixed:
-            data = replicas.share(mixture(task), where)
+            data = mixture(task)
         else:
-            data = replicas.share(pad(benchmark.tasks[task].train, length), where)
-        validation = None
+            data = train.examples(*benchmark.tasks[task].train, length=length)
+        data, validation = replicas.share(data, where), None
         if needs_validation:
-            validation = replicas.share(pad(benchmark.tasks[task].val, validation_length), where)
+            validation = train.examples(*benchmark.tasks[task].val, length=validation_length)
+            validation = replicas.share(validation, where)
         learners = programs["begin_task"](learners, fixed, number)
         features = None
-        if _features_fit(study, setup, learners, data):
+        if features_fit(study, setup, learners, data):
             features = programs["frozen_features"](learners, fixed, data, number)
-        for epoch in range(study.epochs + study.retrain_epochs):
-            if epoch == study.epochs:
-                learners = programs["end"](learners, fixed, number)
-                learners = programs["retrain"](learners, fixed, number)
-            learners, metrics = programs["epoch"](
-                learners, (settings, features), data, number, jnp.int32(epoch), validation
-            )
-            metrics = replicas.fetch(metrics, where)
-            yield EpochEnd(task, epoch + 1, study.epochs + study.retrain_epochs, metrics)
-        if study.retrain_epochs:
-            learners = programs["end_phase"](learners, fixed)
-        else:
-            learners = programs["end"](learners, fixed, number)
+        epoch, planned = 0, study.epochs + study.retrain_epochs
+        for close, phase_end in (("end", study.epochs), ("end_phase", planned)):
+            while epoch < phase_end:
+                learners, metrics = programs["epoch"](
+                    learners, (settings, features), data, number, jnp.int32(epoch), validation
+                )
+                epoch += 1
+                yield EpochEnd(task, epoch, planned, replicas.fetch(metrics, where))
+                if setup.patience is not None and _all_stopped(learners, where):
+                    epoch = phase_end
+            if close == "end" or study.retrain_epochs:
+                learners = programs[close](learners, fixed, number)
         results = programs["evaluate"](learners, fixed, held_out)
         accuracy, capacity = replicas.fetch(results, where)
         yield TaskEnd(task, accuracy, capacity, learners)
 
 
-def pad(split: Split, length: int) -> Data:
-    """One task's examples as `train.Data`, filled up with zeros."""
-    short = length - split.y.size
-    x = np.pad(split.x, [(0, short)] + [(0, 0)] * (split.x.ndim - 1)) if short else split.x
-    return Data(x, np.pad(split.y, (0, short)), np.int32(split.y.size))
+def _all_stopped(learners: Learner, where: replicas.Layout) -> bool:
+    return bool(replicas.fetch(learners.plan.stopped, where).all())
 
 
 def stack(splits: Sequence[Split]) -> Data:
     """The examples of all tasks, with a leading [tasks] axis."""
     length = max(split.y.size for split in splits)
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *[pad(split, length) for split in splits])
+    padded = [train.examples(*split, length=length) for split in splits]
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
 
 
 def mixed(splits: Sequence[Split]) -> Callable[[int], Data]:
-    """The examples of all tasks in a row; the function returned counts those of tasks 0 to `task`."""
+    """The examples of all tasks in a row, of which the result counts those up to a given task."""
     x = np.concatenate([split.x for split in splits])
     y = np.concatenate([split.y for split in splits])
     task_of = np.concatenate([np.full(s.y.size, t, np.int32) for t, s in enumerate(splits)])
@@ -244,8 +243,8 @@ def mixed(splits: Sequence[Split]) -> Callable[[int], Data]:
     return lambda task: Data(x, y, np.int32(counts[task]), task_of)
 
 
-def _features_fit(study: Study, setup: Setup, learners: Learner, data: Data) -> bool:
-    """True if the activations of all frozen columns on a task's data are within the budget."""
+def features_fit(study: Study, setup: Setup, learners: Learner, data: Data) -> bool:
+    """Whether the activations of all frozen columns on a task's data are within the budget."""
     if setup.model.frozen is None:
         return False
     shapes = jax.eval_shape(

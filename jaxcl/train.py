@@ -9,8 +9,10 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+from jaxcl import masks
 from jaxcl._isolate import isolate
 from jaxcl._method import Method
 
@@ -28,8 +30,9 @@ class Setup(NamedTuple):
         classes: int array [tasks], the number of each task's classes; the logits beyond it take no
             part in the loss and the prediction. None if every task uses all logits.
         batch: examples in a step. The last, partial batch of an epoch is kept.
-        norm: running statistics of BatchNorm: `"shared"` by all tasks, `"frozen"` after the first,
-            or one set `"per_task"`.
+        norm: what becomes of BatchNorm's running statistics, to be declared for a model that has
+            them: `"shared"` by all tasks, which protects none; `"frozen"` after the first, when
+            the norms also run in inference mode while training; or one set `"per_task"`.
         annealing: how an epoch's progress is counted: `"paper"` reaches 1 at the last batch,
             `"original"` is the share of the examples seen before the batch.
         mixed: train on examples of all tasks so far, each with its own task's head.
@@ -46,7 +49,7 @@ class Setup(NamedTuple):
     prepare: Callable[[jax.Array], jax.Array] = lambda x: x
     classes: jax.Array | None = None
     batch: int = 64
-    norm: Literal["shared", "frozen", "per_task"] = "shared"
+    norm: Literal["shared", "frozen", "per_task"] | None = None
     annealing: Literal["paper", "original"] = "paper"
     mixed: bool = False
     select: Literal["loss", "accuracy"] | None = None
@@ -116,7 +119,13 @@ class Metrics(NamedTuple):
     accuracy: jax.Array
 
 
-def start(setup: Setup, key: jax.Array, tasks: int, params: PyTree | None = None) -> Learner:
+def start(
+    setup: Setup,
+    key: jax.Array,
+    tasks: int,
+    params: PyTree | None = None,
+    statistics: PyTree | None = None,
+) -> Learner:
     """A new learner.
 
     Args:
@@ -124,17 +133,88 @@ def start(setup: Setup, key: jax.Array, tasks: int, params: PyTree | None = None
         key: typed key.
         tasks: number of tasks.
         params: initial parameters, such as a pretrained trunk; by default the model's own.
+        statistics: running statistics that go with them; likewise.
 
     Returns:
         A learner that has seen no task.
+
+    Raises:
+        ValueError: if a setting is out of its range, the method is made for another number of
+            tasks, or the model has running statistics and `setup.norm` is not declared.
     """
+    check(setup, tasks)
     model_key, method_key = jax.random.split(jax.random.fold_in(key, 0))
-    fresh, statistics = setup.model.init(model_key)
+    fresh, initial = setup.model.init(model_key)
+    statistics = initial if statistics is None else statistics
+    names = sorted(masks.leaves_by_path(statistics))
+    if setup.norm is None and names:
+        raise ValueError(
+            f"The model keeps running statistics ({masks.shorten(names, 3)}); "
+            f"declare what becomes of them: Setup(norm='frozen') or 'per_task' to isolate tasks, "
+            f"'shared' for methods that do not."
+        )
     theta, state = setup.method.init(method_key, fresh if params is None else params)
-    rows = 1 if setup.norm == "shared" else tasks
+    rows = tasks if _has_rows(setup) else 1
     statistics = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), statistics)
     learner = Learner(theta, state, statistics, (), _new_plan(setup, theta, statistics), key)
     return begin_phase(setup, learner, 0)
+
+
+def check(setup: Setup, tasks: int) -> None:
+    """Raises ValueError, naming the setting, for what a setup cannot mean."""
+    for name, known in (
+        ("norm", (None, "shared", "frozen", "per_task")),
+        ("annealing", ("paper", "original")),
+        ("select", (None, "loss", "accuracy")),
+    ):
+        if getattr(setup, name) not in known:
+            raise ValueError(
+                f"Setup: {name} must be one of {', '.join(map(repr, known))}, "
+                f"got {getattr(setup, name)!r}."
+            )
+    for name in ("batch", "patience"):
+        value = getattr(setup, name)
+        if value is not None and value < 1:
+            raise ValueError(f"Setup: {name} must be at least 1, got {value}.")
+    if setup.method.tasks not in (None, tasks):
+        raise ValueError(f"The method is made for {setup.method.tasks} tasks, not for {tasks}.")
+    if setup.classes is not None and len(setup.classes) != tasks:
+        raise ValueError(f"Setup: classes has {len(setup.classes)} entries for {tasks} tasks.")
+    if setup.mixed and setup.classes is None:
+        raise ValueError("Setup: mixed training needs classes, the number of each task's classes.")
+
+
+def examples(x: Any, y: Any, *, classes: int | None = None, length: int | None = None) -> Data:
+    """A task's examples as arrays for training, checked.
+
+    Args:
+        x: array [N, ...] of any type.
+        y: int array [N], classes counted from 0 within the task.
+        classes: number of classes, to check `y` against.
+        length: common length of all tasks' examples, to which these are filled up with zeros.
+
+    Returns:
+        Data of numpy arrays.
+
+    Raises:
+        ValueError: for labels that are no integers or out of range, no examples, values that are
+            not finite, or lengths that do not fit.
+    """
+    x, y = np.asarray(x), np.asarray(y)
+    if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
+        raise ValueError(f"labels must be one integer for each example, got {y.dtype}{y.shape}.")
+    if not 0 < y.size == len(x) <= (length or y.size):
+        raise ValueError(f"{len(x)} examples and {y.size} labels do not fit length {length}.")
+    if y.min() < 0 or (classes is not None and y.max() >= classes):
+        raise ValueError(
+            f"labels must be in 0 to {(classes or 0) - 1}, got {y.min()} to {y.max()}."
+        )
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        raise ValueError("the examples hold NaN or infinity.")
+    short = (length or y.size) - y.size
+    filler = [(0, short)] + [(0, 0)] * (x.ndim - 1)
+    x, rows = (np.pad(x, filler) if short else x), np.pad(y.astype(np.int32), (0, short))
+    return Data(x, rows, np.int32(y.size))
 
 
 def begin_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
@@ -142,7 +222,7 @@ def begin_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
     key = jax.random.fold_in(jax.random.fold_in(learner.key, 1), task)
     theta, state = setup.method.begin_task(key, learner.theta, learner.state, task)
     statistics = learner.statistics
-    if setup.norm != "shared":
+    if _has_rows(setup):
         statistics = jax.tree.map(
             lambda rows: rows.at[task].set(rows[jnp.maximum(task - 1, 0)]), statistics
         )
@@ -195,7 +275,13 @@ def epoch(
 
     Returns:
         The learner after the epoch, and the means of its training loss and accuracy.
+
+    Raises:
+        ValueError: if `setup` needs validation examples and there are none.
     """
+    if learner.plan.kept is not None and validation is None:
+        raise ValueError("epoch: Setup.select and Setup.patience need validation examples.")
+    data = jax.tree.map(jnp.asarray, data)
     key = jax.random.fold_in(learner.key, 2)
     key = jax.random.fold_in(jax.random.fold_in(key, task), index)
     order = _random_order(key, data.y.shape[0], data.count)
@@ -263,8 +349,8 @@ def evaluate(
     Returns:
         Means over the examples; the loss is without penalty.
     """
-    params = setup.method.view(learner.theta, learner.state, task, progress)
-    row = _row(setup, learner.statistics, task)
+    data = jax.tree.map(jnp.asarray, data)
+    params, row = network(setup, learner, task, progress)
 
     def add(i, totals):
         position = i * setup.batch + jnp.arange(setup.batch)
@@ -279,6 +365,14 @@ def evaluate(
     return Metrics(*(total / data.count for total in totals))
 
 
+def network(
+    setup: Setup, learner: Learner, task: jax.Array, progress: jax.Array | None = None
+) -> tuple[PyTree, PyTree]:
+    """One task's network: `(params, statistics)` for `setup.model.apply`."""
+    params = setup.method.view(learner.theta, learner.state, task, progress)
+    return params, _row(setup, learner.statistics, task)
+
+
 def evaluate_all(setup: Setup, learner: Learner, data: Data) -> Metrics:
     """`evaluate` on every task; the leaves of `data` have a leading [tasks] axis."""
     tasks = jnp.arange(data.y.shape[0])
@@ -291,8 +385,7 @@ def frozen_features(setup: Setup, learner: Learner, data: Data, task: jax.Array)
     Returns:
         Arrays with the leading axis of `data.x`, to be passed to `epoch`.
     """
-    params = setup.method.view(learner.theta, learner.state, task, 0.0)
-    row = _row(setup, learner.statistics, task)
+    params, row = network(setup, learner, task, 0.0)
     length = data.y.shape[0]
     size = min(512, length)
 
@@ -310,14 +403,14 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
     x = setup.prepare(x)
     extra = {} if features is None else {"features": features}
 
-    def apply(params, row, train):
-        return setup.model.apply(params, row, x, train=train, key=key if train else None, **extra)
+    def apply(params, row, **mode):
+        return setup.model.apply(params, row, x, train=True, key=key, **extra, **mode)
 
     if setup.mixed:
         tasks = setup.classes.shape[0]
         row = _row(setup, statistics, 0)
         logits, row = jax.vmap(
-            lambda t: apply(setup.method.view(theta, state, t, progress), row, True),
+            lambda t: apply(setup.method.view(theta, state, t, progress), row),
             out_axes=(0, None),
         )(jnp.arange(tasks))  # only what depends on the task, the heads, is computed repeatedly
         logits = logits[tasks_of_x, jnp.arange(x.shape[0])]
@@ -326,13 +419,16 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
         row = _row(setup, statistics, task)
         if setup.norm == "frozen" and jax.tree.leaves(statistics):
             logits, row = jax.lax.cond(
-                task == 0, lambda p: apply(p, row, True), lambda p: apply(p, row, False), params
+                task == 0,
+                lambda p: apply(p, row),
+                lambda p: apply(p, row, freeze_norm=True),
+                params,
             )
         else:
-            logits, row = apply(params, row, True)
+            logits, row = apply(params, row)
     if setup.axis is not None:
         row = jax.lax.pmean(row, setup.axis)
-    at = 0 if setup.norm == "shared" else task
+    at = task if _has_rows(setup) else 0
     return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
 
 
@@ -352,7 +448,12 @@ def _sum(setup, tree):
 
 
 def _row(setup, statistics, task):
-    return jax.tree.map(lambda rows: rows[0 if setup.norm == "shared" else task], statistics)
+    return jax.tree.map(lambda rows: rows[task if _has_rows(setup) else 0], statistics)
+
+
+def _has_rows(setup):
+    """Whether the running statistics have one row for each task."""
+    return setup.norm in ("frozen", "per_task")
 
 
 def _scores(setup, logits, batch, task):

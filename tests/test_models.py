@@ -1,12 +1,14 @@
 """Networks: sizes, gates, laterals and statistics; nnx, linen and plain functions as Models."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from jax.sharding import PartitionSpec
+from jax.sharding import AxisType, PartitionSpec
 
 from jaxcl import models
 from jaxcl.wiring import check_wiring
@@ -29,27 +31,62 @@ TINY = {
     ),
     "vgg16": (
         models.vgg16,
-        {"shape": (32, 32, 1), "classes": 3, "width": 2, "hidden": (4, 5)},
+        {"shape": (32, 32, 1), "classes": 3, "width": 2, "hidden": (4, 5), "dropout": 0.0},
         (32, 32, 1),
     ),
     "vgg16 without norm": (
         models.vgg16,
-        {"shape": (32, 64, 1), "classes": 3, "width": 2, "hidden": (4, 5), "norm": False},
+        {
+            "shape": (32, 64, 1),
+            "classes": 3,
+            "width": 2,
+            "hidden": (4, 5),
+            "norm": False,
+            "dropout": 0.0,
+        },
         (32, 64, 1),
     ),
 }
 
 
+class Tiny:
+    """A tiny model, compiled, with all its parameters and statistics random, and two inputs."""
+
+    def __init__(self, name):
+        self.build, self.options, shape = TINY[name]
+        self.model = self.build(**self.options)
+        rng = np.random.default_rng(0)
+
+        def vary(leaf):
+            """Moves biases, scales and statistics off their zeros and ones, and ReLUs open."""
+            return leaf + rng.uniform(0, 0.2, leaf.shape).astype("f4") if leaf.ndim == 1 else leaf
+
+        self.params, self.statistics = jax.tree.map(
+            vary, jax.jit(self.model.init)(jax.random.key(0))
+        )
+        self.x = rng.normal(0, 1, (2, *shape)).astype("f4")
+        self.zeros = tuple(np.zeros((2, *spec.out), "f4") for spec in self.model.laterals)
+        self._apply, self._column = jax.jit(self.model.apply), jax.jit(self.model.column)
+
+    def apply(self, params=None, gates=None):
+        params = params or self.params
+        gates = gates or {name: np.ones(n, "f4") for name, n in self.model.wiring.gates.items()}
+        logits, statistics = self._apply(params | {"gates": gates}, self.statistics, self.x)
+        jax.tree.map(np.testing.assert_array_equal, statistics, self.statistics)
+        return logits
+
+    def column(self, laterals):
+        logits, hiddens, statistics = self._column(self.params, self.statistics, self.x, laterals)
+        jax.tree.map(np.testing.assert_array_equal, statistics, self.statistics)
+        return logits, hiddens
+
+
+tiny_model = functools.cache(Tiny)
+
+
 @pytest.fixture(params=TINY)
 def tiny(request):
-    """A tiny model whose every parameter and statistic is random, and a batch of two inputs."""
-    build, options, shape = TINY[request.param]
-    model = build(**options)
-    params, statistics = jax.jit(model.init)(jax.random.key(0))
-    rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda p: p + rng.normal(0, 0.1, p.shape).astype("float32"), params)
-    statistics = jax.tree.map(lambda s: s + rng.uniform(0, 1, s.shape).astype("f4"), statistics)
-    return model, params, statistics, jnp.asarray(rng.normal(0, 1, (2, *shape)), "float32")
+    return tiny_model(request.param)
 
 
 def count(model):
@@ -109,27 +146,27 @@ def test_resnet18_and_vgg16_have_the_known_sizes():
 
 
 def test_parameter_paths():
-    params, statistics = models.mlp(3, (2, 2), 2).init(jax.random.key(0))
+    params, statistics = jax.eval_shape(models.mlp(3, (2, 2), 2).init, jax.random.key(0))
     paths = []
     map_paths(lambda path, leaf: paths.append(path), params)
     layers = ["head/bias", "head/kernel", "layers/0/bias", "layers/0/kernel"]
     assert paths == [*layers, "layers/1/bias", "layers/1/kernel"]
     assert statistics == {}
-    params, statistics = models.resnet18((8, 8, 1), width=1).init(jax.random.key(0))
+    params, _ = jax.eval_shape(models.resnet18().init, jax.random.key(0))
     map_paths(lambda path, leaf: paths.append(path), params)
     assert all("norm" in path for path in paths if path.endswith("scale"))
-    assert any("head/kernel" == path for path in paths)
+    assert any(path == "head/kernel" for path in paths)
 
 
 # The networks as functions
 
 
 def test_apply(tiny):
-    model, params, statistics, x = tiny
-    logits, same = jax.jit(model.apply)(params, statistics, x)
-    assert logits.shape == (2, 3) and logits.dtype == jnp.float32
-    assert np.isfinite(logits).all() and np.ptp(logits) > 0
-    jax.tree.map(np.testing.assert_array_equal, same, statistics)
+    logits = tiny.apply()
+    assert logits.shape == (2, 3)
+    assert logits.dtype == jnp.float32
+    assert np.isfinite(logits).all()
+    assert np.ptp(logits) > 0
 
 
 def test_mlp_runs_nothing_but_its_layers():
@@ -141,68 +178,76 @@ def test_mlp_runs_nothing_but_its_layers():
     assert names == [*layer, "custom_jvp_call", *layer, "custom_jvp_call", *layer]
 
 
-def test_bfloat16_computes_in_half_precision_between_float32_ends(tiny):
-    exact, params, statistics, x = tiny
-    name = next(name for name in TINY if TINY[name][2] == x.shape[1:])
-    build, options, _ = TINY[name]
-    model = build(**options, dtype=jnp.bfloat16)
-    gates = {"gates": random_gates(model)}
-    logits, _ = model.apply(params | gates, statistics, x)
+@pytest.mark.parametrize("name", ["mlp", "resnet18"])
+def test_bfloat16_computes_in_half_precision_between_float32_ends(name):
+    exact = tiny_model(name)
+    model, gates = exact.build(**exact.options, dtype=jnp.bfloat16), random_gates(exact.model)
+    params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    logits, hiddens, _ = jax.jit(model.column)(
+        exact.params | {"gates": gates}, exact.statistics, exact.x, exact.zeros
+    )
     assert logits.dtype == jnp.float32
-    assert jax.tree.leaves(jax.eval_shape(model.init, jax.random.key(0))[0])[0].dtype == "float32"
-    assert all(h.dtype == jnp.bfloat16 for h in _column(model, params, statistics, x)[1])
-    expected, _ = exact.apply(params | gates, statistics, x)
+    assert all(h.dtype == jnp.bfloat16 for h in hiddens)
+    expected = exact.apply(gates=gates)
     close(logits, expected, 0.1)
     assert not np.array_equal(logits, expected)
 
 
-def test_init_and_apply_vmap(tiny):
-    model, _, _, x = tiny
-    keys = jax.random.split(jax.random.key(3), 2)
-    rows = jax.vmap(model.init)(keys)
-    logits = jax.vmap(lambda p, s: model.apply(p, s, x)[0])(*rows)
-    params, statistics = model.init(jax.random.split(jax.random.key(3), 2)[1])
-    close(logits[1], model.apply(params, statistics, x)[0], 1e-4)
+def test_init_and_apply_vmap():
+    model, keys = models.mlp(3, (4,), 2), jax.random.split(jax.random.key(3), 2)
+
+    def run(key):
+        return model.apply(*model.init(key), np.arange(6, dtype="f4").reshape(2, 3))[0]
+
+    logits = jax.jit(jax.vmap(run))(keys)
+    close(logits[1], jax.jit(run)(keys[1]))
     assert not np.allclose(logits[0], logits[1])
 
 
-def test_training_steps_scan_and_shard():
-    model = models.resnet18((8, 8, 1), 2, width=1)
-    x, y = jnp.ones((4, 8, 8, 1)), jnp.arange(4) % 2
+def test_training_scans_vmaps_and_shards():
+    model, y = models.from_nnx(NnxNet), np.eye(2, dtype="f4")[[0, 1, 0, 1]]
 
     def step(carry, key):
         params, statistics = carry
 
         def loss(params):
-            logits, new = model.apply(params, statistics, x, train=True, key=key)
-            return -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], 1).mean(), new
+            logits, new = model.apply(params, statistics, X, train=True, key=key)
+            return -(jax.nn.log_softmax(logits) * y).mean(), new
 
         gradient, statistics = jax.grad(loss, has_aux=True)(params)
         return (jax.tree.map(lambda p, g: p - 0.01 * g, params, gradient), statistics), None
 
-    def run(keys):
-        carry = model.init(jax.random.key(0))
-        return jax.lax.scan(step, carry, keys[0])[0][1]["stem_norm"]["mean"][None]
+    def run(key):
+        return jax.lax.scan(step, model.init(key), jax.random.split(key, 3))[0]
 
-    mesh = jax.make_mesh((1,), ("replicas",), devices=jax.devices()[:1])
+    mesh = jax.make_mesh(
+        (2,), ("replicas",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2]
+    )
     spec = PartitionSpec("replicas")
-    sharded = jax.shard_map(run, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False)
-    keys = jax.random.split(jax.random.key(1), (1, 3))
-    mean = jax.jit(sharded)(keys)
-    assert mean.shape == (1, 1) and np.isfinite(mean).all() and mean != 0
+    sharded = jax.shard_map(
+        jax.vmap(run), mesh=mesh, in_specs=spec, out_specs=spec, check_vma=False
+    )
+    params, statistics = jax.jit(sharded)(jax.random.split(jax.random.key(1), 4))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+    assert len(np.unique(statistics["norm"]["mean"][:, 0])) == 4
 
 
 def test_dropout_needs_a_key_and_keeps_the_mean():
-    model = models.mlp(4, (2000,), 1, dropout=0.5, init=jax.nn.initializers.ones)
+    model = models.mlp(4, (2000,), 1, dropout=0.5)
     params, statistics = model.init(jax.random.key(0))
+    params = {
+        **jax.tree.map(jnp.ones_like, params),
+        "head": {"kernel": jnp.ones((2000, 1)), "bias": jnp.zeros(1)},
+    }
     x = jnp.ones((1, 4))
-    with pytest.raises(ValueError, match="dropouts/1.*needs a key"):
+    with pytest.raises(ValueError, match=r"dropouts/1.*needs a key"):
         model.apply(params, statistics, x, train=True)
     logits = [
         model.apply(params, statistics, x, train=True, key=jax.random.key(i))[0] for i in (1, 2)
     ]
     expected = model.apply(params, statistics, x)[0]
-    assert expected == 8000
+    assert expected == 2000 * 5
     assert logits[0] != logits[1]
     close(logits[0], expected, 0.1)
 
@@ -219,7 +264,7 @@ def test_inputs_are_flattened_and_must_fit():
         model.apply(params, statistics, jnp.ones((2, 11)))
 
 
-@pytest.mark.parametrize("init, bound", [("torch", 0.05), ("xavier", (6 / 900) ** 0.5)])
+@pytest.mark.parametrize(("init", "bound"), [("torch", 0.05), ("xavier", (6 / 900) ** 0.5)])
 def test_uniform_initializers(init, bound):
     params, _ = models.mlp(400, (500,), 2, init=init).init(jax.random.key(0))
     layer = params["layers"][0]
@@ -230,146 +275,124 @@ def test_uniform_initializers(init, bound):
 
 def test_normal_initializers():
     for init, gain in (("lecun", 1), ("he", 2)):
-        params, _ = models.alexnet((16, 16, 8), init=init).init(jax.random.key(0))
-        close(params["layers"][1]["kernel"].std(), (gain / (64 * 9)) ** 0.5, 1e-3)
+        params, _ = models.alexnet((24, 24, 8), widths=(64, 128, 1, 1, 1), init=init).init(
+            jax.random.key(0)
+        )
+        kernel = params["layers"][1]["kernel"]
+        close(kernel.std(), (gain / (64 * 9)) ** 0.5, 1e-3)
+        assert np.abs(kernel).max() < 2 * kernel.std() / 0.87
 
 
 # Gates
 
 
 def test_gating_equals_scaling_the_consumers_kernels(tiny):
-    model, params, statistics, x = tiny
-    gates = random_gates(model)
-    gated, _ = model.apply(params | {"gates": gates}, statistics, x)
-    close(gated, model.apply(fold(params, model.wiring, gates), statistics, x)[0])
-    assert not np.allclose(gated, model.apply(params, statistics, x)[0])
-    ones = jax.tree.map(jnp.ones_like, gates)
-    close(
-        model.apply(params | {"gates": ones}, statistics, x)[0],
-        model.apply(params, statistics, x)[0],
-    )
+    gates = random_gates(tiny.model)
+    gated = tiny.apply(gates=gates)
+    close(gated, tiny.apply(fold(tiny.params, tiny.model.wiring, gates)))
+    assert not np.allclose(gated, tiny.apply(), atol=1e-3)
 
 
 def test_flattening_tiles_gates_and_does_not_repeat_them():
-    build, options, shape = TINY["alexnet"]
-    model = build(**options)
-    params, statistics = model.init(jax.random.key(0))
-    x, gates = jax.random.normal(jax.random.key(1), (2, *shape)), random_gates(model)
-    assert model.wiring.inputs["layers/3/kernel"] == (("layer2", 4),)
-    gated, _ = model.apply(params | {"gates": gates}, statistics, x)
-    folded = fold(params, model.wiring, gates)
-    close(gated, model.apply(folded, statistics, x)[0])
-    wrong = fold(params, model.wiring, gates, spread=jnp.repeat)
-    assert not np.allclose(gated, model.apply(wrong, statistics, x)[0], atol=1e-5)
+    tiny = tiny_model("alexnet")
+    wiring, gates = tiny.model.wiring, random_gates(tiny.model)
+    assert wiring.inputs["layers/3/kernel"] == (("layer2", 4),)
+    gated = tiny.apply(gates=gates)
+    close(gated, tiny.apply(fold(tiny.params, wiring, gates)))
+    wrong = fold(tiny.params, wiring, gates, spread=np.repeat)
+    assert not np.allclose(gated, tiny.apply(wrong), atol=1e-5)
 
 
 def test_a_unit_without_its_outputs_is_a_unit_behind_a_closed_gate(tiny):
-    model, params, statistics, x = tiny
-    gates, outputs = random_gates(model, binary=True), model.wiring.outputs
+    gates, outputs = random_gates(tiny.model, binary=True), tiny.model.wiring.outputs
 
     def remove(path, leaf):
         if path not in outputs:
             return leaf
         return leaf * gates[outputs[path]].reshape((1,) * (leaf.ndim - 1) + (-1,))
 
-    gated, _ = model.apply(params | {"gates": gates}, statistics, x)
-    close(gated, model.apply(map_paths(remove, params), statistics, x)[0])
+    close(tiny.apply(gates=gates), tiny.apply(map_paths(remove, tiny.params)))
 
 
 def test_the_table_fits_and_covers_everything_but_the_head(tiny):
-    model, params, _, _ = tiny
-    check_wiring(model.wiring, params)
-    assert model.wiring.native
+    wiring = tiny.model.wiring
+    check_wiring(wiring, tiny.params)
+    assert wiring.native
     paths = []
-    map_paths(lambda path, leaf: paths.append(path), params)
-    assert set(model.wiring.outputs) == {p for p in paths if not p.startswith("head/")}
-    assert set(model.wiring.inputs) == {p for p in paths if p.endswith("kernel")}
+    map_paths(lambda path, leaf: paths.append(path), tiny.params)
+    assert set(wiring.outputs) == {p for p in paths if not p.startswith("head/")}
+    assert set(wiring.inputs) == {p for p in paths if p.endswith("kernel")}
 
 
 def test_unknown_gates_are_an_error():
     model = models.mlp(2, (2,), 2)
     params, statistics = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="'layer7'.*layer0"):
+    with pytest.raises(ValueError, match=r"'layer7'.*layer0"):
         model.apply(params | {"gates": {"layer7": jnp.ones(2)}}, statistics, jnp.ones((1, 2)))
 
 
 # Laterals
 
 
-def _column(model, params, statistics, x, laterals=None):
-    return model.column(params, statistics, x, laterals or (None,) * len(model.laterals))
-
-
-def test_column_without_laterals_is_apply(tiny):
-    model, params, statistics, x = tiny
-    expected, _ = model.apply(params, statistics, x)
-    zeros = tuple(jnp.zeros((2, *spec.out)) for spec in model.laterals)
-    for laterals in (None, zeros):
-        logits, _, same = _column(model, params, statistics, x, laterals)
-        close(logits, expected)
-        jax.tree.map(np.testing.assert_array_equal, same, statistics)
+def test_column_without_laterals_and_gates_is_apply_with_open_gates(tiny):
+    close(tiny.column(tiny.zeros)[0], tiny.apply())
 
 
 def test_every_lateral_arrives(tiny):
-    model, params, statistics, x = tiny
-    zeros = tuple(jnp.zeros((2, *spec.out)) for spec in model.laterals)
-
-    def total(laterals):
-        return _column(model, params, statistics, x, laterals)[0].sum()
-
-    assert all(np.abs(g).max() > 0 for g in jax.grad(total)(zeros))
+    expected, _ = tiny.column(tiny.zeros)
+    for i, zero in enumerate(tiny.zeros):
+        laterals = (*tiny.zeros[:i], zero + 3, *tiny.zeros[i + 1 :])
+        assert not np.allclose(tiny.column(laterals)[0], expected, atol=1e-6)
+    head = (*tiny.zeros[:-1], tiny.zeros[-1] + 3)
+    close(tiny.column(head)[0], expected + 3)
 
 
 def test_hiddens_are_the_inputs_of_the_lateral_layers(tiny):
-    model, params, statistics, x = tiny
-    _, hiddens, _ = _column(model, params, statistics, x)
-    assert len(hiddens) == len(model.laterals)
-    for hidden, spec in zip(hiddens, model.laterals, strict=True):
+    specs, params = tiny.model.laterals, tiny.params
+    logits, hiddens = tiny.column(tiny.zeros)
+    for hidden, spec in zip(hiddens, specs, strict=True):
         assert hidden.shape == (2, *spec.hidden)
         if spec.kernel is None:
             assert (spec.strides, spec.padding, len(spec.out)) == (None, None, 1)
-        else:
-            kernel = jnp.ones((*spec.kernel, spec.hidden[-1], spec.out[-1]))
-            out = jax.lax.conv_general_dilated(
-                hidden,
-                kernel,
-                spec.strides,
-                spec.padding,
-                dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            )
-            assert out.shape == (2, *spec.out)
-    close(
-        _column(model, params, statistics, x)[0],
-        hiddens[-1] @ params["head"]["kernel"] + params["head"]["bias"].reshape(1, -1),
-    )
+            continue
+        kernel = jax.ShapeDtypeStruct((*spec.kernel, spec.hidden[-1], spec.out[-1]), jnp.float32)
+        out = jax.eval_shape(
+            lambda x, w, spec=spec: jax.lax.conv_general_dilated(
+                x, w, spec.strides, spec.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ),
+            hidden,
+            kernel,
+        )
+        assert out.shape == (2, *spec.out)
+    close(logits, hiddens[-1] @ params["head"]["kernel"] + params["head"]["bias"][None])
+
+
+def test_laterals_may_be_absent():
+    tiny = tiny_model("mlp")
+    close(tiny.column((None, None))[0], tiny.apply())
+    close(tiny.column((None, tiny.zeros[1] + 3))[0], tiny.apply() + 3)
 
 
 def test_column_wants_one_lateral_a_layer():
     model = models.mlp(2, (2, 2), 2)
     params, statistics = model.init(jax.random.key(0))
-    with pytest.raises(ValueError, match="expected 2 laterals.*not 1"):
+    with pytest.raises(ValueError, match=r"expected 2 laterals.*not 1"):
         model.column(params, statistics, jnp.ones((1, 2)), (None,))
 
 
 # Statistics
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vgg16"])
-def test_statistics_move_in_training_alone(name):
-    build, options, shape = TINY[name]
-    model = build(**options)
-    params, statistics = model.init(jax.random.key(0))
-    x = jax.random.normal(jax.random.key(1), (4, *shape)) + 1
-    key = jax.random.key(2)
-    _, same = model.apply(params, statistics, x, key=key)
-    jax.tree.map(np.testing.assert_array_equal, same, statistics)
-    logits, new = model.apply(params, statistics, x, train=True, key=key)
-    assert jax.tree.structure(new) == jax.tree.structure(statistics)
-    for old, moved in zip(*map(jax.tree.leaves, (statistics, new)), strict=True):
-        assert old.dtype == moved.dtype and not np.array_equal(old, moved)
-    column = model.column(params, statistics, x, (None,) * len(model.laterals), train=True, key=key)
-    close(column[0], logits)
-    jax.tree.map(close, column[2], new)
+@pytest.mark.parametrize(("name", "function"), [("resnet18", "column"), ("vgg16", "apply")])
+def test_statistics_move_in_training_alone(name, function):
+    tiny = tiny_model(name)
+    laterals = [tiny.zeros] if function == "column" else []
+    run = jax.jit(functools.partial(getattr(tiny.model, function), train=True))
+    new = run(tiny.params, tiny.statistics, tiny.x, *laterals)[-1]
+    assert jax.tree.structure(new) == jax.tree.structure(tiny.statistics)
+    for old, moved in zip(*map(jax.tree.leaves, (tiny.statistics, new)), strict=True):
+        assert old.dtype == moved.dtype
+        assert not np.array_equal(old, moved)
 
 
 # Adapters
@@ -380,7 +403,7 @@ class NnxNet(nnx.Module):
         self.first = nnx.Linear(3, 8, rngs=rngs)
         self.norm = nnx.BatchNorm(8, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.head = nnx.Linear(8, 2, rngs=rngs)
+        self.head = nnx.Linear(8, 2, kernel_init=nnx.initializers.constant(1.0), rngs=rngs)
 
     def __call__(self, x):
         return self.head(self.dropout(nnx.relu(self.norm(self.first(x)))))
@@ -391,26 +414,21 @@ class LinenNet(nn.Module):
 
     @nn.compact
     def __call__(self, x, train: bool):
-        x = nn.Conv(4, (3, 3))(x)
+        x = nn.Dense(4, kernel_init=nn.initializers.constant(0.1))(x)
         y = nn.relu(nn.BatchNorm(use_running_average=not train)(x))
-        x = x + nn.Dropout(0.5, deterministic=not train)(nn.Conv(4, (3, 3))(y))
-        return nn.Dense(2, name="head")(x.mean((1, 2)))
+        x = x + nn.Dropout(0.5, deterministic=not train)(y)
+        return nn.Dense(2, name="head")(x)
 
 
-def _nnx():
-    return models.from_nnx(NnxNet), jnp.arange(12.0).reshape(4, 3)
+X = np.arange(12, dtype="f4").reshape(4, 3)
 
 
-def _linen():
-    x = jax.random.normal(jax.random.key(1), (4, 5, 5, 1))
-    return models.from_linen(LinenNet(), x), x
-
-
-@pytest.mark.parametrize("build", [_nnx, _linen])
-def test_adapters(build):
-    model, x = build()
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_adapters(kind):
+    model, x = models.from_nnx(NnxNet) if kind == "nnx" else models.from_linen(LinenNet(), X), X
     params, statistics = jax.jit(model.init)(jax.random.key(0))
-    assert type(params) is dict and statistics
+    assert type(params) is dict
+    assert statistics
     apply = jax.jit(model.apply, static_argnames="train")
     logits, same = apply(params, statistics, x)
     assert logits.shape == (4, 2)
@@ -422,8 +440,8 @@ def test_adapters(build):
     assert not any(map(np.array_equal, jax.tree.leaves(new), jax.tree.leaves(statistics)))
     with pytest.raises(ValueError, match="key"):
         model.apply(params, statistics, x, train=True)
-    rows = jax.vmap(model.init)(jax.random.split(jax.random.key(0), 2))
-    assert jax.vmap(lambda p, s: model.apply(p, s, x)[0])(*rows).shape == (2, 4, 2)
+    rows = jax.vmap(lambda key: model.apply(*model.init(key), x)[0])
+    assert jax.eval_shape(rows, jax.random.split(jax.random.key(0), 2)).shape == (2, 4, 2)
 
 
 def test_from_nnx_takes_a_module_with_its_weights_and_leaves_it_alone():
@@ -433,8 +451,11 @@ def test_from_nnx_takes_a_module_with_its_weights_and_leaves_it_alone():
     model = models.from_nnx(net)
     params, statistics = model.init(jax.random.key(7))
     close(model.apply(params, statistics, x)[0], net(x))
-    model.apply(params, statistics, x, train=True, key=jax.random.key(0))
-    assert net.dropout.deterministic and np.array_equal(net.norm.mean[...], np.zeros(8))
+    jax.eval_shape(
+        functools.partial(model.apply, train=True), params, statistics, x, key=jax.random.key(0)
+    )
+    assert net.dropout.deterministic
+    assert np.array_equal(net.norm.mean[...], np.zeros(8))
 
 
 def test_from_nnx_takes_the_built_in_networks():
@@ -442,9 +463,14 @@ def test_from_nnx_takes_the_built_in_networks():
     params, statistics = model.init(jax.random.key(0))
     builtin = models.mlp(3, (4,), 2, dropout=0.5)
     jax.tree.map(np.testing.assert_array_equal, params, builtin.init(jax.random.key(0))[0])
-    x, key = jnp.ones((2, 3)), jax.random.key(1)
-    one, two = (m.apply(params, statistics, x, train=True, key=key)[0] for m in (model, builtin))
-    np.testing.assert_array_equal(one, two)
+    args, options = (
+        (params, statistics, jnp.ones((2, 3))),
+        {"train": True, "key": jax.random.key(1)},
+    )
+    jaxprs = [
+        jax.make_jaxpr(functools.partial(m.apply, **options))(*args) for m in (model, builtin)
+    ]
+    assert str(jaxprs[0]) == str(jaxprs[1])
 
 
 def test_the_mode_may_be_an_argument_of_the_call():
@@ -473,7 +499,8 @@ def test_from_function():
     for model in (drawn, given):
         params, statistics = model.init(jax.random.key(0))
         logits, new = model.apply(params, statistics, jnp.ones((4, 3)), train=True, key=None)
-        assert logits.shape == (4, 2) and statistics == new == {}
+        assert logits.shape == (4, 2)
+        assert statistics == new == {}
     np.testing.assert_array_equal(logits, np.full((4, 2), 3))
 
 
@@ -481,13 +508,15 @@ def test_from_function():
 
 
 @pytest.mark.parametrize(
-    "build, words",
+    ("build", "words"),
     [
         (lambda: models.mlp(4, (3,), init="uniform"), "init.*'lecun'.*'uniform'"),
         (lambda: models.mlp(4, (3, 0)), "layer 1: .*width.*0"),
         (lambda: models.mlp(4, (3,), dropout=1.0), r"dropout: .*\[0.0, 1.0\]"),
         (lambda: models.mlp(4, (3,), input_dropout=-0.1), "dropout"),
         (lambda: models.resnet18(width=0), "width"),
+        (lambda: models.resnet18((28, 28)), r"\(H, W, C\).*\(28, 28\)"),
+        (lambda: models.vgg16((784,)), r"layer 0: .*\(H, W, C\), not \(784,\)"),
         (lambda: models.alexnet((8, 8, 3)), r"layer 1 .*\(8, 8, 3\)"),
         (lambda: models.alexnet(widths=(1, 2)), "five entries"),
         (lambda: models.vgg16((16, 16, 3)), "layer 12"),
