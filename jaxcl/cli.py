@@ -1,32 +1,36 @@
-"""The command `jaxcl`: what it accepts, and what it does before anything is trained.
+"""The command `jaxcl`: what it accepts, and the checks before anything runs.
 
 `jaxcl compare` trains several methods on one sequence of tasks, `jaxcl sweep` one method with many
-settings. Bad input ends with one sentence and exit code 2, before a file is written. `_runs` does
-the work.
+settings. Bad input ends in one sentence and exit code 2, before a file is written. What follows is
+in `_compare` and `_sweep`.
 """
 
+import contextlib
 import dataclasses
 import difflib
-import importlib
+import importlib.util
 import logging
 import math
 import os
 import sys
+import typing
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import jax
 
 import jaxcl
-from jaxcl import data, recipes
+from jaxcl import recipes
 from jaxcl.recipes import METHODS, SWEPT, Options
 
 HELP = """Parameter-isolation continual learning in JAX.
 
-"jaxcl compare" needs nothing else. Defaults depend on the benchmark, so
-"jaxcl compare --benchmark split_mnist --help" shows those of that benchmark.
-"jaxcl --version" prints the version."""
+"jaxcl compare" needs no option. Defaults depend on the benchmark, and --help shows them:
+"jaxcl compare --benchmark split_mnist --help". "jaxcl --version" prints the version."""
+
+_OWN = {"hat": ("s_max", "c"), "packnet": ("prune",), "pnn": ("alpha",)}  # numeric settings
+_EXAMPLES = {"hat": "--s-max 100,200,400 --c 0.5,0.75,1", "packnet": "--prune 0.25,0.5,0.75"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,18 +38,19 @@ class Run:
     """Data, devices and files.
 
     Attributes:
-        benchmark: The sequence of tasks: split_digits, permuted_digits, split_mnist,
+        benchmark: the sequence of tasks: split_digits, permuted_digits, split_mnist,
             permuted_mnist, split_fashion_mnist, permuted_fashion_mnist or split_cifar100.
-        tasks: Number of tasks; None takes the benchmark's usual number.
-        seeds: Number of seeds. They train side by side, in one program.
-        data_dir: Folder of tensorflow-datasets; None takes TFDS_DATA_DIR, else
+        tasks: number of tasks; None takes the benchmark's usual number.
+        seeds: number of seeds, which train side by side in one program.
+        data_dir: folder of tensorflow-datasets; None takes TFDS_DATA_DIR, else
             ~/tensorflow_datasets. The digits need none.
-        out: Folder of all runs.
-        name: Folder of this run within it; None takes the benchmark's name.
-        devices: Number of devices; None takes all, where each core of a CPU counts as one.
-        split: Number of devices that share each replica and its batches.
-        chunk: Most replicas that run side by side in a device; None takes what is fastest.
-        cache: Keep compiled programs on disk, for the next start.
+        out: folder of all runs.
+        name: folder of this run within it; None takes the benchmark's name, and for a sweep
+            sweep_METHOD_BENCHMARK.
+        devices: number of devices; None takes all, where each core of a CPU counts as one.
+        split: number of devices that share each replica and its batches.
+        chunk: most replicas that run side by side in a device; None takes what is fastest.
+        cache: keep compiled programs on disk for the next start.
     """
 
     benchmark: str = "split_digits"
@@ -65,19 +70,19 @@ class Compare:
     """Train several methods on one sequence of tasks, and show what each forgot.
 
     Attributes:
-        methods: Any of finetune, joint, independent, pnn, hat, packnet.
-        resume: Go on with the run that is in the folder, after the last task that was finished.
-        run: Data, devices and files.
-        options: How every method trains.
+        methods: any of finetune, joint, independent, pnn, hat, packnet.
+        resume: go on with the run in the same folder, after its last finished task.
+        run: data, devices and files.
+        training: how every method trains.
     """
 
     methods: tuple[str, ...] = ("finetune", "joint", "pnn", "hat", "packnet")
     resume: bool = False
-    run: Run = Run()
-    options: Options = Options()
+    run: Run = dataclasses.field(default_factory=Run)
+    training: Options = dataclasses.field(default_factory=Options)
 
 
-Grid = dataclasses.make_dataclass(
+Grid = dataclasses.make_dataclass(  # Options, with several values for each number of SWEPT
     "Grid",
     [
         (field.name, tuple[float, ...] if field.name in SWEPT else field.type)
@@ -90,73 +95,213 @@ Grid = dataclasses.make_dataclass(
 
 @dataclasses.dataclass(frozen=True)
 class Sweep:
-    """Train one method with every combination of settings, in one program.
-
-    The best setting has the highest accuracy on the validation sets; the test sets take no part in
-    the choice. Give several values as in "--s-max 100,200,400".
+    """Train one method with every combination of settings, in one program, and pick the best.
 
     Attributes:
-        method: One of finetune, joint, independent, pnn, hat, packnet.
-        run: Data, devices and files.
-        options: How the method trains. Those that take FLOAT,... can be swept.
+        method: one of finetune, joint, independent, pnn, hat, packnet.
+        run: data, devices and files.
+        training: how the method trains. What takes FLOAT,... may get several values, such as
+            "--s-max 100,200,400". The best combination has the highest accuracy on the validation
+            sets; the test sets take no part in the choice.
     """
 
     method: str
     run: Run
-    options: Any
+    training: Grid  # pyright: ignore[reportInvalidTypeForm]
 
 
 def main(args: Sequence[str] | None = None) -> None:
     """Runs the command.
 
     Args:
-        args: words of the command line; by default those of this process.
+        args: the words after `jaxcl`; by default those of this process.
 
     Raises:
-        SystemExit: with code 2 for bad input, 130 if the user interrupts.
+        SystemExit: with code 2 for bad input, with 130 if the user interrupts.
     """
     args = list(sys.argv[1:] if args is None else args)
     if args == ["--version"]:
         print(f"jaxcl {jaxcl.__version__}")
         return
     try:
-        for extra in ("tyro", "rich", "matplotlib"):
-            _extra(extra)
+        for module in ("tyro", "rich", "matplotlib"):
+            _need(module)
         command = parse(args)
         check(command)
         logging.getLogger("absl").setLevel(logging.ERROR)
-        cache = use_cache() if command.run.cache else None
-        use_devices(command.run)
-        runs = importlib.import_module("jaxcl._runs")
-        job = runs.prepare(command, cache)
+        cache = use_cache(command.run.cache)
+        devices = use_devices(command.run)
+        module = importlib.import_module(f"jaxcl._{type(command).__name__.lower()}")
+        job = module.prepare(command, devices, cache)
     except (ValueError, ImportError, OSError) as error:
-        fail(error)
+        _fail(error)
     try:
         job()
     except KeyboardInterrupt:
-        hint = "; the same command with --resume goes on" if isinstance(command, Compare) else ""
-        fail(f"stopped{hint}", code=130)
+        resumed = "; the same command with --resume goes on" if type(command) is Compare else ""
+        _fail(f"stopped{resumed}.", code=130)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        fail("the device ran out of memory; try a smaller --chunk, fewer --seeds or more --devices")
+        _fail("the device is out of memory; a smaller --chunk, --seeds or --batch may fit.")
 
 
 def parse(args: Sequence[str]) -> Compare | Sweep:
-    """The command that the words ask for; tyro ends the process if they are none."""
+    """The command that the words ask for; tyro ends the process if there is none."""
     import tyro
-    from tyro.conf import FlagCreatePairsOff, OmitArgPrefixes, Positional, arg, subcommand
+    from tyro.conf import OmitArgPrefixes, PositionalRequiredArgs, subcommand
 
-    name = _value(args, "--benchmark") or Run.benchmark
-    options = recipes.defaults(name)
-    values = {field: _listed(field, value) for field, value in vars(options).items()}
-    compare = Compare(run=Run(benchmark=name), options=options)
+    run = Run(benchmark=_benchmark(args))
+    options = recipes.defaults(run.benchmark)
+    values = {name: (value,) if name in SWEPT else value for name, value in vars(options).items()}
+    grid = Grid(**{name: () if value == (None,) else value for name, value in values.items()})
+    compare = Compare(run=run, training=options)
+    sweep = Sweep(method=tyro.MISSING, run=run, training=grid)
+    commands = typing.Union[  # noqa: UP007  tyro reads it at run time
+        typing.Annotated[Compare, subcommand("compare", default=compare)],
+        typing.Annotated[Sweep, subcommand("sweep", default=sweep)],
+    ]
+    registry = tyro.constructors.ConstructorRegistry()
+    registry.primitive_rule(_comma_separated)
+    config = (OmitArgPrefixes, PositionalRequiredArgs)
+    return tyro.cli(
+        commands, prog="jaxcl", description=HELP, args=args, registry=registry, config=config
+    )
 
-    # The method comes by name, which tyro does not accept for a default's other half.
-    @dataclasses.dataclass(frozen=True)
-    class Asked:
-        method: Positional[str]
-        run: OmitArgPrefixes[Run] = compare.run
-        options: OmitArgPrefixes[Grid] = Grid(**values)
 
-    raise NotImplementedError
+def check(command: Compare | Sweep) -> None:
+    """Raises ValueError for what can be seen to be wrong without data and devices."""
+    for part in (command.run, command.training):
+        for name, value in vars(part).items():
+            for one in value if isinstance(value, tuple) else (value,):
+                _check_number(name, one)
+    training, name = command.training, command.run.name
+    if not training.hidden:
+        raise ValueError("--hidden needs at least one width.")
+    if name is not None and (name in ("", ".", "..") or Path(name).name != name):
+        raise ValueError(f"--name must be the name of a folder, without a path, got {name!r}.")
+    methods = command.methods if isinstance(command, Compare) else (command.method,)
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"unknown method {method!r}; {_nearest(method, METHODS)}.")
+    if len(set(methods)) < len(methods):
+        raise ValueError(f"--methods names a method twice: {','.join(methods)}.")
+    if isinstance(command, Sweep):
+        own = ("learning_rate", "weight_decay", *_OWN.get(command.method, ()))
+        swept = [name for name in SWEPT if len(getattr(training, name)) > 1]
+        for name in swept:
+            if name not in own:
+                raise ValueError(
+                    f"{_option(name)} has no effect on {command.method}; "
+                    f"sweep {', '.join(map(_option, own))}."
+                )
+        if not swept:
+            example = _EXAMPLES.get(command.method, "--learning-rate 0.01,0.03,0.1")
+            raise ValueError(f"there is nothing to sweep; give several values: {example}")
+
+
+def use_cache(wanted: bool) -> Path | None:
+    """Turns JAX's persistent compilation cache on or off; its folder."""
+    jax.config.update("jax_enable_compilation_cache", wanted)
+    if not wanted:
+        return None
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    folder = (
+        jax.config.values["jax_compilation_cache_dir"] or Path(cache).expanduser() / "jaxcl" / "xla"
+    )
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    return Path(folder)
+
+
+def use_devices(run: Run) -> list[jax.Device]:
+    """The devices to run on. On a CPU JAX is told to show each core as one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if run.devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
+        with contextlib.suppress(RuntimeError):  # if a backend runs, its devices are what they are
+            jax.config.update("jax_num_cpu_devices", run.devices or cores or 1)
+    try:
+        devices = jax.devices()
+    except RuntimeError as error:
+        raise ValueError(f"no device can be used: {error}") from error
+    if (run.devices or 1) > len(devices):
+        kind = devices[0].platform
+        raise ValueError(f"--devices is {run.devices}, but there are {len(devices)} ({kind}).")
+    return devices[: run.devices]
+
+
+_COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "hidden", "batch", "epochs")
+_AT_LEAST: dict[str, float] = {"weight_decay": 0, "c": 0, "prune": 0, **dict.fromkeys(_COUNTS, 1)}
+_ABOVE: dict[str, float] = {"learning_rate": 0, "s_max": 1}
+_AT_MOST: dict[str, float] = {"prune": 1}
+
+
+def _check_number(name: str, value) -> None:
+    if not isinstance(value, (int, float)):
+        return
+    if not math.isfinite(value):
+        wrong = "finite"
+    elif value < _AT_LEAST.get(name, -math.inf):
+        wrong = f"at least {_AT_LEAST[name]}"
+    elif value <= _ABOVE.get(name, -math.inf):
+        wrong = f"above {_ABOVE[name]}"
+    elif value > _AT_MOST.get(name, math.inf):
+        wrong = f"at most {_AT_MOST[name]}"
+    else:
+        return
+    raise ValueError(f"{_option(name)} must be {wrong}, got {value}.")
+
+
+def _benchmark(args: Sequence[str]) -> str:
+    """The value of --benchmark, which decides on the other defaults."""
+    name = Run.benchmark
+    for i, word in enumerate(args):
+        if word == "--benchmark" and i + 1 < len(args):
+            name = args[i + 1]
+        elif word.startswith("--benchmark="):
+            name = word.partition("=")[2]
+    return name
+
+
+def _comma_separated(info):
+    """Tells tyro to read tuples as "a,b,c"; the empty one is written None."""
+    import tyro
+
+    if info.type_origin is not tuple:
+        return None
+    kind = typing.get_args(info.type)[0]
+
+    def read(words: list[str]) -> tuple:
+        return () if words == ["None"] else tuple(kind(word) for word in words[0].split(","))
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar={str: "NAME,...", int: "INT,...", float: "FLOAT,..."}[kind],
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, tuple),
+        str_from_instance=lambda value: [",".join(map(str, value)) or "None"],
+    )
+
+
+def _nearest(name: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.0)
+    return f"the nearest names are {', '.join(near)}"
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _need(module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ImportError(
+            f"the command needs {module}, which comes with the extra 'experiments': "
+            f'pip install "jaxcl[experiments]"'
+        )
+
+
+def _fail(reason: Exception | str, code: int = 2) -> NoReturn:
+    if isinstance(reason, OSError) and reason.filename:
+        reason = f"{reason.filename}: {reason.strerror}"
+    print(f"jaxcl: {' '.join(str(reason).split())}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,291 @@
+"""`jaxcl compare`: trains method after method, keeps a checkpoint, and writes what came out."""
+
+import dataclasses
+import json
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+import jaxcl
+from jaxcl import checkpoint, data, metrics, recipes, replicas, report, study, train
+from jaxcl.data import Benchmark
+from jaxcl.study import Study
+
+if TYPE_CHECKING:
+    from jaxcl.cli import Compare, Run
+
+PyTree = Any
+
+
+class Record(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+        learners: the state of all replicas, with a leading [padded] axis.
+        accuracy: [replicas, tasks, tasks], nan where it is not measured yet.
+        capacity: [replicas, tasks], likewise.
+        seconds: time spent so far, a scalar.
+        compilations: of the training step, an integer scalar.
+    """
+
+    learners: PyTree
+    accuracy: PyTree
+    capacity: PyTree
+    seconds: PyTree
+    compilations: PyTree
+
+
+class Part(NamedTuple):
+    """One method of a comparison: its study, how far it is, and what its network costs."""
+
+    study: Study
+    done: int
+    record: Record
+    folder: Path
+    parameters: int
+    extra_bytes: int
+
+
+def prepare(command: "Compare", devices: Sequence[jax.Device], cache: Path | None) -> Callable:
+    """Checks everything that can go wrong; writes no more than the settings.
+
+    Returns:
+        A function that does the work.
+
+    Raises:
+        ValueError: for bad input, or a folder that holds another run.
+    """
+    run, options = command.run, command.training
+    benchmark = load(run, options)
+    settings = {
+        "benchmark": run.benchmark,
+        "tasks": len(benchmark.tasks),
+        "seeds": run.seeds,
+        "methods": list(command.methods),
+        **dataclasses.asdict(options),
+    }
+    folder = run.out / (run.name or run.benchmark)
+    claim(folder, settings, command.resume)
+    parts = {
+        method: _part(method, benchmark, command, devices, folder / "checkpoints" / method)
+        for method in command.methods
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, settings, command, devices)
+    return partial(_work, parts, benchmark, settings, folder, cache)
+
+
+def load(run: "Run", options: recipes.Options) -> Benchmark:
+    """The benchmark, as images where the network needs them."""
+    flat = False if options.network != "mlp" else None
+    return data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
+
+
+def claim(folder: Path, settings: dict, resume: bool) -> None:
+    """Raises ValueError if the folder is not this run's to write in."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    try:
+        there = json.loads((folder / "settings.json").read_text())["settings"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(
+            f"{folder} exists and holds no run of jaxcl; choose another --name or --out."
+        ) from None
+    other = "choose another --name, or delete that folder"
+    for name, value in json.loads(json.dumps(settings)).items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"{folder} holds a run with other settings ({name} is {there.get(name)!r} there, "
+                f"{value!r} here); {other}."
+            )
+    if not resume and (folder / "results.json").exists():
+        raise ValueError(f"{folder} holds the results of this very run; {other}.")
+    if not resume:
+        raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
+
+
+def write_settings(folder: Path, settings: dict, command, devices: Sequence[jax.Device]) -> None:
+    """Writes `settings.json`, from which the run can be repeated."""
+    versions = {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
+    content = {
+        "command": command_line(command),
+        "settings": settings,
+        "versions": {**versions, "python": platform.python_version()},
+        "devices": [str(device.device_kind) for device in devices],
+    }
+    part = folder / "settings.json.part"
+    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    os.replace(part, folder / "settings.json")
+
+
+def command_line(command) -> str:
+    """The command with every option spelled out."""
+    words = ["jaxcl", type(command).__name__.lower(), *filter(None, [vars(command).get("method")])]
+    given = {"methods": vars(command).get("methods"), **vars(command.run), **vars(command.training)}
+    for name, value in given.items():
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            words += [f"--{option}" if value else f"--no-{option}"]
+        elif isinstance(value, tuple) and value:
+            words += [f"--{option}", ",".join(map(str, value))]
+        elif value is not None and value != ():
+            words += [f"--{option}", str(value)]
+    return " ".join(words)
+
+
+def _part(method, benchmark, command, devices, folder) -> Part:
+    """Builds one method's study, and restores how far it is."""
+    run, options, tasks = command.run, command.training, len(benchmark.tasks)
+    recipe = recipes.recipe(method, benchmark, options)
+    epochs, retrain_epochs = recipes.epochs_of(method, options)
+    built = study.build(
+        recipe, benchmark, range(run.seeds), epochs=epochs, retrain_epochs=retrain_epochs,
+        devices=devices, chunk=run.chunk, split=run.split,
+    )  # fmt: skip
+    learner = jax.eval_shape(lambda key: train.start(recipe({}), key, tasks), jax.random.key(0))
+    parameters, extra_bytes = recipes.cost(method, benchmark, learner, options)
+    nothing = Record(
+        learners=None,
+        accuracy=np.full((run.seeds, tasks, tasks), np.nan, np.float32),
+        capacity=np.full((run.seeds, tasks), np.nan, np.float32),
+        seconds=np.zeros((), np.float32),
+        compilations=np.zeros((), np.int32),
+    )
+    found = checkpoint.latest(folder)
+    done, record = 0, nothing
+    if found:
+        done, path = found
+        record = _restore(path, nothing, learner, built.layout)
+        if done == tasks:
+            record = record._replace(learners=None)
+    return Part(built, done, record, folder, parameters, extra_bytes)
+
+
+def _restore(path: Path, record: Record, learner: PyTree, where: replicas.Layout) -> Record:
+    """A checkpoint's record, its learners spread over the devices that there are now."""
+    own = NamedSharding(where.mesh, PartitionSpec(replicas.AXIS))
+    whole = NamedSharding(where.mesh, PartitionSpec())
+    rows = checkpoint.shapes(path)["learners/key"].shape[0]
+    sharding = own if rows == where.padded else whole
+    learners = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding),
+        learner,
+    )
+    learners, *numbers = checkpoint.restore(path, record._replace(learners=learners))
+    if rows != where.padded:
+        index = np.minimum(np.arange(where.padded), where.replicas - 1)
+        take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[index], tree), out_shardings=own)
+        learners = take(learners)
+    return Record(learners, *map(np.array, numbers))
+
+
+def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: Path, cache):
+    """Trains what is not trained yet, shows the table and writes the results."""
+    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+    where = next(iter(parts.values())).study.layout
+    introduce(err, settings, where, cache)
+    methods = {}
+    with bars(err) as progress:
+        rows = {
+            method: progress.add_task(method, start=False, total=1, status="") for method in parts
+        }
+        for method, part in parts.items():
+            record = _train(part, partial(show, progress, rows[method]))
+            result = f"accuracy {100 * metrics.average_accuracy(record.accuracy).mean():.1f}%"
+            progress.update(rows[method], status=result)
+            if not err.is_terminal:
+                err.print(f"{method}: {result}, {float(record.seconds):.1f} s")
+            allotted = method not in ("finetune", "joint")  # the others own all that there is
+            methods[method] = {
+                "accuracy": record.accuracy.tolist(),
+                "capacity": record.capacity.tolist() if allotted else None,
+                "parameters": part.parameters,
+                "extra_bytes": part.extra_bytes,
+                "seconds": round(float(record.seconds), 2),
+                "compilations": int(record.compilations),
+            }
+    results = {
+        "benchmark": settings["benchmark"],
+        "tasks": len(benchmark.tasks),
+        "seeds": list(range(settings["seeds"])),
+        "settings": settings,
+        "methods": methods,
+    }
+    paths = report.write(results, folder)
+    out.print(report.table(results))
+    out.print(report.sentence(results))
+    conclude(out, folder, [folder / "settings.json", *paths])
+
+
+def _train(part: Part, progress: Callable) -> Record:
+    """Trains one method to its end, with a checkpoint after each task."""
+    start, (learners, *numbers) = time.perf_counter(), part.record
+    accuracy, capacity, seconds, compilations = numbers
+    tasks = accuracy.shape[1]
+    progress(tasks=tasks, task=part.done, epoch=0, epochs=1)
+    record = part.record
+    if part.done == tasks:
+        return record
+    for event in study.run(part.study, learners, part.done):
+        if isinstance(event, study.EpochEnd):
+            progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
+            continue
+        accuracy[:, event.task], capacity[:, event.task] = event.accuracy, event.capacity
+        record = Record(
+            event.learners, accuracy, capacity,
+            np.asarray(seconds + time.perf_counter() - start, np.float32),
+            np.asarray(max(compilations, part.study.traces["epoch"]), np.int32),
+        )  # fmt: skip
+        path = part.folder / f"task_{event.task + 1}"
+        checkpoint.save(path, record)
+        for old in set(part.folder.iterdir()) - {path}:
+            shutil.rmtree(old)
+    return record._replace(learners=None)
+
+
+# What the terminal shows, here and in a sweep
+
+
+def introduce(err: Console, settings: dict, where: replicas.Layout, cache: Path | None) -> None:
+    """Says what will run where."""
+    count, kind = where.mesh.size, where.mesh.devices.flat[0].platform.upper()
+    err.print(
+        f"{settings['benchmark']}: {settings['tasks']} tasks, {settings['seeds']} seeds, on "
+        f"{count} {kind} device{'s' if count > 1 else ''}"
+    )
+    if cache:
+        err.print(f"Compiled programs are kept in {cache} (not with --no-cache)", soft_wrap=True)
+
+
+def bars(err: Console) -> Progress:
+    """Progress bars, one for each method."""
+    name, status = TextColumn("{task.description:<12}"), TextColumn("{task.fields[status]}")
+    bar = BarColumn(bar_width=24)
+    return Progress(
+        name, bar, TimeElapsedColumn(), status, console=err, disable=not err.is_terminal
+    )
+
+
+def show(progress: Progress, row, *, tasks: int, task: int, epoch: int, epochs: int) -> None:
+    """Moves a bar on."""
+    done = task + epoch / epochs
+    status = f"task {task + 1} of {tasks}, epoch {epoch} of {epochs}" if epoch else "compiling"
+    progress.start_task(row)
+    progress.update(row, completed=done, total=tasks, status="" if done >= tasks else status)
+
+
+def conclude(out: Console, folder: Path, paths: Sequence[Path]) -> None:
+    """Says where the files are."""
+    names = ", ".join(path.name for path in paths)
+    out.print(f"Written to {folder}: {names}", soft_wrap=True)

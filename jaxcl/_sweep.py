@@ -1,0 +1,249 @@
+"""`jaxcl sweep`: one method with every combination of settings and seeds, in one program."""
+
+import dataclasses
+import itertools
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from jaxcl import metrics, recipes, replicas, study
+from jaxcl._compare import bars, claim, conclude, introduce, load, show, write_settings
+from jaxcl.recipes import SWEPT, Options
+from jaxcl.study import Study
+
+if TYPE_CHECKING:
+    from jaxcl.cli import Sweep
+
+
+class Outcome(NamedTuple):
+    """What a sweep found.
+
+    Attributes:
+        swept: the values of each setting that has several.
+        combinations: the values of those settings, row by row.
+        validation: accuracy at the end on the validation sets, [combinations, seeds].
+        forgetting: likewise.
+        capacity: share of the network that is used at the end, [combinations, seeds].
+        best: the row with the highest mean of `validation`.
+        test: the best row's accuracy on the test sets, [seeds].
+    """
+
+    swept: dict[str, tuple[float, ...]]
+    combinations: list[tuple[float, ...]]
+    validation: np.ndarray
+    forgetting: np.ndarray
+    capacity: np.ndarray
+    best: int
+    test: np.ndarray
+
+
+def prepare(command: "Sweep", devices: Sequence[jax.Device], cache: Path | None) -> Callable:
+    """Checks everything that can go wrong; writes no more than the settings.
+
+    Returns:
+        A function that does the work.
+
+    Raises:
+        ValueError: for bad input, or a folder that holds another run.
+    """
+    run, method, values = command.run, command.method, vars(command.training)
+    swept = {name: values[name] for name in SWEPT if len(values[name]) > 1}
+    fixed = {name: next(iter(values[name]), None) for name in SWEPT}
+    options = Options(**{**values, **fixed})
+    benchmark = load(run, options)
+    settings = {
+        "method": method,
+        "benchmark": run.benchmark,
+        "tasks": len(benchmark.tasks),
+        "seeds": run.seeds,
+        **dataclasses.asdict(command.training),
+    }
+    folder = run.out / (run.name or f"sweep_{method}_{run.benchmark}")
+    claim(folder, settings, resume=not (folder / "results.json").exists())
+    combinations = list(itertools.product(*swept.values()))
+    columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
+    epochs, retrain_epochs = recipes.epochs_of(method, options)
+    built = study.build(
+        recipes.recipe(method, benchmark, options), benchmark,
+        list(range(run.seeds)) * len(combinations), settings=dict(zip(swept, columns)),
+        epochs=epochs, retrain_epochs=retrain_epochs,
+        devices=devices, chunk=run.chunk, split=run.split,
+    )  # fmt: skip
+    jax.eval_shape(built.programs["start"], *_shapes(built))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_settings(folder, settings, command, devices)
+    return partial(_work, built, swept, combinations, settings, folder, cache)
+
+
+def _shapes(built: Study) -> Any:
+    def padded(leaf):
+        return jax.ShapeDtypeStruct((built.layout.padded,), leaf.dtype)
+
+    return padded(built.seeds), (jax.tree.map(padded, built.settings),)
+
+
+def _work(built: Study, swept, combinations, settings: dict, folder: Path, cache) -> None:
+    """Trains all replicas, shows the table and writes the results."""
+    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+    introduce(err, settings, built.layout, cache)
+    start = time.perf_counter()
+    with bars(err) as progress:
+        row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
+        outcome = _train(built, swept, combinations, partial(show, progress, row))
+    seconds = time.perf_counter() - start
+    paths = _write(outcome, settings, seconds, built.traces["epoch"], folder)
+    out.print(_table(outcome, settings))
+    out.print(_sentence(outcome))
+    count = built.traces["epoch"]
+    times = "once" if count == 1 else f"{count} times"
+    out.print(f"{len(built.seeds)} runs in {seconds:.1f} s; the training was compiled {times}.")
+    conclude(out, folder, [folder / "settings.json", *paths])
+
+
+def _train(built: Study, swept, combinations, progress: Callable) -> Outcome:
+    """Trains all replicas, chooses by validation accuracy, and only then looks at the test sets."""
+    tasks, where = built.benchmark.tasks, built.layout
+    accuracy = np.full((len(built.seeds), len(tasks), len(tasks)), np.nan)
+    progress(tasks=len(tasks), task=0, epoch=0, epochs=1)
+    event = None
+    for event in study.run(built, split="val"):
+        if isinstance(event, study.EpochEnd):
+            progress(tasks=len(tasks), task=event.task, epoch=event.epoch, epochs=event.epochs)
+        else:
+            accuracy[:, event.task] = event.accuracy
+    assert isinstance(event, study.TaskEnd)
+
+    def rows(values):
+        return np.asarray(values, float).reshape(len(combinations), -1)
+
+    validation = rows(metrics.average_accuracy(accuracy))
+    best = int(np.argmax(validation.mean(axis=1)))
+    tests = replicas.share(study.stack([task.test for task in tasks]), where)
+    fixed = (replicas.place(built.settings, where),)
+    test, _ = built.programs["evaluate"](event.learners, fixed, tests)
+    return Outcome(
+        swept=swept,
+        combinations=combinations,
+        validation=validation,
+        forgetting=rows(metrics.forgetting(accuracy)),
+        capacity=rows(event.capacity),
+        best=best,
+        test=rows(replicas.fetch(test, where).mean(axis=1))[best],
+    )
+
+
+def _write(outcome: Outcome, settings: dict, seconds, compilations, folder: Path) -> list[Path]:
+    """Writes the numbers, the table and the heat map."""
+    results = {
+        "settings": settings,
+        "swept": outcome.swept,
+        "combinations": [
+            dict(zip(outcome.swept, values), validation=row[0], forgetting=row[1], capacity=row[2])
+            for values, *row in zip(
+                outcome.combinations,
+                outcome.validation.tolist(),
+                outcome.forgetting.tolist(),
+                outcome.capacity.tolist(),
+            )
+        ],
+        "best": outcome.best,
+        "test": outcome.test.tolist(),
+        "seconds": round(seconds, 2),
+        "compilations": compilations,
+    }
+    header, *lines = _cells(outcome)
+    rule = ["--:"] * len(header)
+    table = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+    title = f"# {settings['method']} on {settings['benchmark']}"
+    files = {
+        "results.json": json.dumps(results, indent=1) + "\n",
+        "table.md": f"{title}\n\n{_sentence(outcome)}\n\n{table}\n",
+    }
+    for name, content in files.items():
+        part = folder / f"{name}.part"
+        part.write_text(content, encoding="utf-8")
+        os.replace(part, folder / name)
+    figure = _heat_map(outcome)
+    plots = [folder / "heatmap.svg", folder / "heatmap.png"]
+    figure.savefig(plots[0], metadata={"Date": None})
+    figure.savefig(plots[1], dpi=200)
+    return [*(folder / name for name in files), *plots]
+
+
+def _table(outcome: Outcome, settings: dict) -> Table:
+    header, *lines = _cells(outcome)
+    seeds = settings["seeds"]
+    note = f"At the end, on the validation sets: mean and 95% interval over {seeds} seeds. * best"
+    title = f"{settings['method']} on {settings['benchmark']}"
+    table = Table(title=title, caption=note, box=SIMPLE_HEAD)
+    for name in header:
+        table.add_column(name, justify="right")
+    for i, line in enumerate(lines):
+        table.add_row(*line, style="bold" if i == outcome.best else None)
+    return table
+
+
+def _cells(outcome: Outcome) -> list[list[str]]:
+    """The table: its header, and a line for each combination."""
+    lines = [[*outcome.swept, "accuracy (%)", "forgetting (points)", "capacity (%)"]]
+    numbers = outcome.validation, outcome.forgetting, outcome.capacity
+    for i, values in enumerate(outcome.combinations):
+        first = _number(values[0]) if i != outcome.best else f"* {_number(values[0])}"
+        lines.append([first, *map(_number, values[1:]), *(_percent(n[i]) for n in numbers)])
+    return lines
+
+
+def _sentence(outcome: Outcome) -> str:
+    values = zip(outcome.swept, outcome.combinations[outcome.best])
+    best = ", ".join(f"{name} = {_number(value)}" for name, value in values)
+    return (
+        f"The best of {len(outcome.combinations)} settings is {best}: "
+        f"{_percent(outcome.validation[outcome.best])}% on the validation sets, by which it was "
+        f"chosen, and {_percent(outcome.test)}% on the test sets."
+    )
+
+
+def _heat_map(outcome: Outcome):
+    """Validation accuracy: the last setting across, the combinations of the others down."""
+    from matplotlib.figure import Figure
+
+    *others, last = outcome.swept
+    columns = len(outcome.swept[last])
+    values = 100 * outcome.validation.mean(axis=1).reshape(-1, columns)
+    figure = Figure(figsize=(1.6 + 0.8 * columns, 1.1 + 0.5 * len(values)), layout="constrained")
+    ax = figure.subplots()
+    ax.imshow(values, cmap="YlGnBu", aspect="auto")
+    dark = values.min() + 0.6 * np.ptp(values)
+    for (i, j), value in np.ndenumerate(values):
+        color = "white" if value > dark else "#222222"
+        weight = "bold" if i * columns + j == outcome.best else "normal"
+        ax.text(j, i, f"{value:.1f}", ha="center", va="center", color=color, weight=weight)
+    ax.set_xticks(range(columns), map(_number, outcome.swept[last]))
+    ax.set_xlabel(last)
+    names = [", ".join(map(_number, row[:-1])) for row in outcome.combinations[::columns]]
+    ax.set_yticks(range(len(values)) if others else [], names if others else [])
+    ax.set_ylabel(", ".join(others))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.set_title("validation accuracy (%)", fontsize=10)
+    return figure
+
+
+def _percent(values: np.ndarray) -> str:
+    mean, half = metrics.confidence_interval(values)
+    spread = f" ± {100 * half:.1f}" if np.isfinite(half) else ""
+    return f"{round(100 * float(mean), 1) + 0.0:.1f}{spread}"
+
+
+def _number(value: float) -> str:
+    return f"{value:g}"

@@ -1,0 +1,411 @@
+"""The command: what it writes, how it goes on, and how it refuses."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxcl
+from jaxcl import checkpoint, cli, data, recipes, study, train
+from jaxcl.recipes import Options
+
+TINY = ["--tasks", "2", "--epochs", "2", "--seeds", "3", "--hidden", "8", "--devices", "2"]
+FILES = {
+    *("settings.json", "results.json", "table.md", "checkpoints"),
+    *(f"{plot}.{kind}" for plot in ("accuracy", "matrix", "capacity") for kind in ("svg", "png")),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """The devices of conftest.py, and one cache of programs for all tests and their workers."""
+    jax.devices()  # from here on the command takes them as they are
+    before = jax.config.values["jax_compilation_cache_dir"]
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def compare(out, *words, methods="finetune,packnet"):
+    cli.main(["compare", "--methods", methods, "--out", str(out), *TINY, *words])
+    return json.loads((out / "split_digits" / "results.json").read_text())
+
+
+def refused(capsys, *words, code=2):
+    """The one line that the command says when it ends with this code."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main(list(words))
+    out, err = capsys.readouterr()
+    assert end.value.code == code
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def numbers(results):
+    """All but the seconds."""
+    return {
+        name: {key: value for key, value in method.items() if key != "seconds"}
+        for name, method in results["methods"].items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run, which tests read only, and its results."""
+    out = tmp_path_factory.mktemp("finished")
+    return out, compare(out)
+
+
+# What comes out
+
+
+def test_writes_all_files(finished):
+    out, results = finished
+    folder = out / "split_digits"
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert results["tasks"] == 2
+    assert results["seeds"] == [0, 1, 2]
+    assert list(results["methods"]) == ["finetune", "packnet"]
+    for method in results["methods"].values():
+        accuracy = np.array(method["accuracy"])
+        assert accuracy.shape == (3, 2, 2)
+        assert np.all((accuracy >= 0) & (accuracy <= 1))
+        assert method["compilations"] == 1
+        assert method["seconds"] > 0
+    assert results["methods"]["finetune"]["capacity"] is None
+    assert np.shape(results["methods"]["packnet"]["capacity"]) == (3, 2)
+    for method in results["methods"]:
+        assert [p.name for p in (folder / "checkpoints" / method).iterdir()] == ["task_2"]
+    assert "PackNet" in (folder / "table.md").read_text()
+
+
+def test_settings_are_enough_to_run_it_again(finished, tmp_path):
+    out, results = finished
+    settings = json.loads((out / "split_digits" / "settings.json").read_text())
+    assert settings["settings"] == results["settings"]
+    assert settings["versions"]["jaxcl"] == jaxcl.__version__
+    program, *words = shlex.split(settings["command"])
+    assert program == "jaxcl"
+    words[words.index("--out") + 1] = str(tmp_path)
+    cli.main(words)
+    again = json.loads((tmp_path / "split_digits" / "results.json").read_text())
+    assert numbers(again) == numbers(results)
+    assert again["settings"] == results["settings"]
+
+
+def test_shows_table_sentence_and_files(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    compare(tmp_path, "--resume")
+    out, err = capsys.readouterr()
+    assert "split_digits: 2 tasks, 3 seeds, on 2 CPU devices" in err
+    assert "jaxcl/xla (not with --no-cache)" in err
+    for words in ("Fine-tuning", "PackNet", "forgets", "Written to", "results.json"):
+        assert words in out
+    for line in out.splitlines()[:8]:
+        assert len(line) <= 80
+
+
+def test_parameters_and_bytes():
+    benchmark = data.load("split_digits")
+    tasks, (a, b) = 5, (100, 100)
+    trunk = 64 * a + a + a * b + b
+    base = trunk + tasks * (b * 2 + 2)
+    column = trunk + b * 2 + 2
+    laterals = sum(k * (1 + a * a) + a + a * b + k * (1 + b * b) + b + b * 2 for k in range(1, 5))
+    gates = tasks * (a + b)
+    expected = {
+        "finetune": (base, 0),
+        "joint": (base, 0),
+        "hat": (base, 4 * (gates + a + b)),
+        "packnet": (base, 64 * a + a * b),  # one byte for each weight
+        "independent": (tasks * column, None),
+        "pnn": (tasks * column + laterals, None),
+    }
+    for method, (parameters, extra) in expected.items():
+        setup = recipes.recipe(method, benchmark)({})
+        learner = jax.eval_shape(lambda key, s=setup: train.start(s, key, tasks), jax.random.key(0))
+        found = recipes.cost(method, benchmark, learner)
+        assert found[0] == parameters, method
+        assert found[1] == extra or extra is None, method
+
+
+# Going on
+
+
+def test_interrupted_run_goes_on_to_the_same_results(finished, tmp_path, monkeypatch, capsys):
+    """Stopped in PackNet's second task, then continued, on other devices too."""
+    save, saved = checkpoint.save, []
+
+    def stop_at_the_fourth(path, record):
+        saved.append(path.name)
+        if len(saved) == 4:
+            raise KeyboardInterrupt
+        save(path, record)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", stop_at_the_fourth)
+        with pytest.raises(SystemExit) as end:
+            compare(tmp_path, "--resume")  # with nothing there, it begins
+    assert end.value.code == 130
+    assert "--resume goes on" in capsys.readouterr().err
+    folder = tmp_path / "split_digits"
+    assert not (folder / "results.json").exists()
+    checkpoints = {path.parent.name: path.name for path in folder.glob("checkpoints/*/*")}
+    assert checkpoints == {"finetune": "task_2", "packnet": "task_1"}
+
+    words = ["compare", "--methods", "finetune,packnet", "--out", str(tmp_path), *TINY]
+    before = snapshot(tmp_path)
+    assert "holds an unfinished run; add --resume" in refused(capsys, *words)
+    assert snapshot(tmp_path) == before
+
+    shutil.copytree(tmp_path, tmp_path / "other")
+    resumed = compare(tmp_path, "--resume")
+    assert numbers(resumed) == numbers(finished[1])
+    other = compare(tmp_path / "other", "--resume", "--devices", "3")
+    for name, method in other["methods"].items():
+        for key in ("accuracy", "capacity"):
+            expected = finished[1]["methods"][name][key]
+            assert (method[key] is None) == (expected is None)
+            if expected is not None:
+                np.testing.assert_allclose(method[key], expected, atol=1e-6)
+    seconds = resumed["methods"]["packnet"]["seconds"]
+    checkpoints = {path.parent.name: path.name for path in folder.glob("checkpoints/*/*")}
+    assert checkpoints == {"finetune": "task_2", "packnet": "task_2"}
+
+    def never(*args):
+        raise AssertionError("nothing is left to train")
+
+    monkeypatch.setattr(study, "run", never)
+    assert compare(tmp_path, "--resume")["methods"]["packnet"]["seconds"] == seconds
+
+
+# A sweep
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory):
+    out = tmp_path_factory.mktemp("swept")
+    cli.main(["sweep", "hat", "--s-max", "50,400", "--c", "0.1,2", "--out", str(out), *TINY])
+    folder = out / "sweep_hat_split_digits"
+    return folder, json.loads((folder / "results.json").read_text())
+
+
+def test_sweep_is_one_compilation(swept):
+    folder, results = swept
+    assert results["compilations"] == 1
+    settings = [(row["s_max"], row["c"]) for row in results["combinations"]]
+    assert settings == [(50, 0.1), (50, 2), (400, 0.1), (400, 2)]
+    names = {"settings.json", "results.json", "table.md", "heatmap.svg", "heatmap.png"}
+    assert {path.name for path in folder.iterdir()} == names
+
+
+def test_sweep_chooses_without_the_test_sets(swept, tmp_path, monkeypatch):
+    """Other test sets change the number that is reported for them, and nothing else."""
+    _, results = swept
+    best = np.argmax(np.mean([row["validation"] for row in results["combinations"]], axis=1))
+    assert results["best"] == best
+    load = data.load
+
+    def wrong_tests(*args, **options):
+        benchmark = load(*args, **options)
+        tasks = [
+            t._replace(test=t.test._replace(y=t.classes - 1 - t.test.y)) for t in benchmark.tasks
+        ]
+        return benchmark._replace(tasks=tuple(tasks))
+
+    monkeypatch.setattr(data, "load", wrong_tests)
+    cli.main(["sweep", "hat", "--s-max", "50,400", "--c", "0.1,2", "--out", str(tmp_path), *TINY])
+    other = json.loads((tmp_path / "sweep_hat_split_digits" / "results.json").read_text())
+    assert other["combinations"] == results["combinations"]
+    assert other["best"] == results["best"]
+    assert other["test"] != results["test"]
+
+
+def test_sweep_does_not_overwrite(swept, capsys):
+    folder, _ = swept
+    before = snapshot(folder)
+    words = ["sweep", "hat", "--s-max", "50,400", "--out", str(folder.parent), *TINY]
+    assert "(c is [0.1, 2.0] there, [0.75] here)" in refused(capsys, *words)
+    assert "results of this very run" in refused(capsys, *words, "--c", "0.1,2")
+    assert snapshot(folder) == before
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "compare --methods hat,packnett",
+            "unknown method 'packnett'; the nearest names are packnet",
+        ),
+        ("compare --methods hat,hat", "names a method twice"),
+        (
+            "compare --benchmark split_digit",
+            "unknown benchmark 'split_digit'; the nearest names are",
+        ),
+        ("compare --tasks 3", "tasks must share its 10 classes equally"),
+        ("compare --tasks 255", "expected 1 to 254 tasks, got 255"),
+        ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
+        ("compare --seeds 0", "--seeds must be at least 1, got 0"),
+        ("compare --epochs 0", "--epochs must be at least 1, got 0"),
+        ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
+        ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
+        ("compare --learning-rate 0", "--learning-rate must be above 0, got 0.0"),
+        ("compare --c nan", "--c must be finite, got nan"),
+        ("compare --hidden None", "--hidden needs at least one width"),
+        ("compare --hidden 8,0", "--hidden must be at least 1, got 0"),
+        ("compare --name ../other", "--name must be the name of a folder"),
+        ("compare --devices 99", "--devices is 99, but there are 4 (cpu)"),
+        ("compare --split 3", "split must divide the 4 devices, got 3"),
+        ("compare --network alexnet", "8"),
+        ("compare --benchmark split_mnist --data-dir nowhere", "mnist is not prepared in"),
+        ("sweep hatt --c 1,2", "unknown method 'hatt'; the nearest names are hat"),
+        ("sweep hat", "nothing to sweep; give several values: --s-max 100,200,400"),
+        ("sweep hat --prune 0.1,0.2", "--prune has no effect on hat; sweep --learning-rate"),
+        ("sweep packnet --prune 0.1,1.2", "--prune must be at most 1, got 1.2"),
+    ],
+)
+def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *words.split())
+    assert not any(tmp_path.iterdir())
+
+
+def test_bad_data_writes_nothing(tmp_path, monkeypatch, capsys):
+    def broken(*args, **options):
+        x = np.full((20, 3), np.nan, np.float32)
+        return data.from_arrays("broken", [(x, np.arange(20) % 2)])
+
+    monkeypatch.setattr(data, "load", broken)
+    message = refused(capsys, "compare", "--out", str(tmp_path))
+    assert "broken, task 0, data: x holds NaN" in message
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_never_overwrites(resume, finished, capsys):
+    out, _ = finished
+    before = snapshot(out)
+    words = ["compare", "--methods", "finetune,packnet", "--out", str(out), *TINY, *resume]
+    if not resume:
+        assert "holds the results of this very run" in refused(capsys, *words)
+    message = refused(capsys, *words, "--learning-rate", "0.1")
+    assert "a run with other settings (learning_rate is 0.05 there, 0.1 here)" in message
+    message = refused(capsys, *words, "--methods", "finetune")
+    assert "(methods is ['finetune', 'packnet'] there, ['finetune'] here)" in message
+    assert snapshot(out) == before
+
+
+def test_a_folder_of_something_else(tmp_path, capsys):
+    (tmp_path / "split_digits").mkdir()
+    (tmp_path / "split_digits" / "thesis.tex").write_text("precious")
+    before = snapshot(tmp_path)
+    for words in ([], ["--resume"]):
+        message = refused(capsys, "compare", "--out", str(tmp_path), *TINY, *words)
+        assert "split_digits exists and holds no run of jaxcl" in message
+    (tmp_path / "file").write_text("precious")
+    assert "Not a directory" in refused(capsys, "compare", "--out", str(tmp_path / "file"), *TINY)
+    assert snapshot(tmp_path) == {**before, tmp_path / "file": b"precious"}
+
+
+def test_damaged_checkpoint_is_refused(finished, tmp_path, capsys):
+    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "split_digits" / "checkpoints" / "packnet" / "task_2"
+    shutil.rmtree(path / "state")
+    words = ["compare", "--methods", "finetune,packnet", "--out", str(tmp_path), *TINY, "--resume"]
+    assert f"{path}" in refused(capsys, *words)
+
+
+@pytest.mark.parametrize("module", ["tyro", "rich", "matplotlib"])
+def test_missing_extra(module, monkeypatch, capsys):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name == module else find(name)
+    )
+    message = refused(capsys, "compare")
+    assert f"needs {module}, which comes with the extra 'experiments'" in message
+    assert 'pip install "jaxcl[experiments]"' in message
+
+
+def test_out_of_memory(tmp_path, monkeypatch, capsys):
+    def exhausted(*args):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+
+    monkeypatch.setattr(study, "run", exhausted)
+    with pytest.raises(SystemExit) as end:
+        compare(tmp_path)
+    assert end.value.code == 2
+    assert "smaller --chunk" in capsys.readouterr().err
+
+
+# Words
+
+
+def test_defaults_follow_the_benchmark():
+    command = cli.parse(["compare"])
+    assert command.training == Options()
+    assert command.run.benchmark == "split_digits"
+    for words in (["--benchmark", "split_mnist"], ["--benchmark=split_mnist"]):
+        training = cli.parse(["compare", *words, "--epochs", "3"]).training
+        assert (training.hidden, training.batch, training.epochs) == ((400, 400), 64, 3)
+
+
+def test_parses_what_settings_spell_out():
+    from jaxcl._compare import command_line
+
+    words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
+    command = cli.parse(words.split())
+    assert command.methods == ("hat", "pnn")
+    assert (command.training.hidden, command.training.hard) == ((7, 8), False)
+    assert not command.run.cache
+    assert cli.parse(command_line(command).split()[1:]) == command
+    command = cli.parse(["sweep", "packnet", "--prune", "0.1,0.2"])
+    assert command.training.prune == (0.1, 0.2)
+    assert cli.parse(command_line(command).split()[1:]) == command
+
+
+@pytest.mark.parametrize("words", ["--help", "compare --help", "sweep --help"])
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words.split())
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: jaxcl" in out
+    if words != "--help":
+        assert "--benchmark" in out
+        assert "permuted_fashion_mnist" in out
+        assert "--learning-rate" in out
+
+
+def test_as_a_module():
+    """In a process of its own: exit codes, and no traceback."""
+
+    def run(*words):
+        command = [sys.executable, "-m", "jaxcl", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    version = run("--version")
+    assert (version.returncode, version.stdout) == (0, f"jaxcl {jaxcl.__version__}\n")
+    unknown = run("compare", "--methods", "nothing")
+    assert unknown.returncode == 2
+    assert unknown.stdout == ""
+    assert unknown.stderr.startswith("jaxcl: unknown method 'nothing'; the nearest names are ")
+    assert unknown.stderr.count("\n") == 1
