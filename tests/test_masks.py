@@ -1,0 +1,258 @@
+"""masks: by path, by magnitude, by attention; counts, bytes, and errors that name the leaf."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxcl import masks
+
+PARAMS = {
+    "layers": [{"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)}],
+    "head": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
+}
+PATHS = ["head/bias", "head/kernel", "layers/0/bias", "layers/0/kernel"]
+
+
+class Pair(NamedTuple):
+    left: jax.Array
+    right: jax.Array
+
+
+def equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+# By path
+
+
+def test_paths_of_every_kind_of_tree():
+    tree = {"a": (jnp.ones(1), [jnp.ones(1)]), "b": Pair(jnp.ones(1), {0: jnp.ones(1)})}
+    assert list(masks.leaves_by_path(tree)) == ["a/0", "a/1/0", "b/left", "b/right/0"]
+    state = nnx.state(nnx.Linear(2, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    assert list(masks.leaves_by_path(state)) == ["bias", "kernel"]
+    assert sorted(masks.leaves_by_path(PARAMS)) == PATHS
+    assert list(masks.leaves_by_path(jnp.ones(1))) == [""]
+
+
+def test_the_first_pattern_that_matches_wins():
+    mask = masks.by_path(PARAMS, [("head/", "h"), ("kernel$", "k"), ("", "rest")])
+    assert masks.leaves_by_path(mask) == dict(zip(PATHS, ["h", "h", "rest", "k"]))
+    mask = masks.by_path(PARAMS, [("kernel$", "k"), ("head/", "h"), ("", "rest")])
+    assert masks.leaves_by_path(mask) == dict(zip(PATHS, ["h", "k", "rest", "k"]))
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ([("kernel", True)], "No pattern covers parameter 'head/bias'"),
+        ([("kernal", True), ("", False)], "'kernal' matches no parameter.*'layers/0/kernel'"),
+    ],
+)
+def test_by_path_errors_name_the_leaf_or_the_pattern(rules, words):
+    with pytest.raises(ValueError, match=words):
+        masks.by_path(PARAMS, rules)
+
+
+def test_a_list_of_names_is_cut_in_messages():
+    assert masks.shorten([str(i) for i in range(5)], most=3) == "'0', '1', '2' and 2 more"
+    assert masks.shorten(["a"]) == "'a'"
+
+
+# Prefix trees
+
+
+def test_resolve_expands_a_prefix():
+    mask = {"layers": False, "head": {"kernel": np.array([True, False]), "bias": 0.5}}
+    full = masks.resolve(mask, PARAMS)
+    assert jax.tree.structure(full) == jax.tree.structure(PARAMS)
+    assert not full["layers"][0]["kernel"].any()
+    assert not full["layers"][0]["bias"].any()
+    equal(np.broadcast_to(full["head"]["kernel"], (3, 2)), [[True, False]] * 3)
+    equal(np.broadcast_to(full["head"]["bias"], 2), [0.5, 0.5])
+    equal(jax.tree.map(jnp.all, masks.resolve(True, PARAMS)), jax.tree.map(lambda _: True, PARAMS))
+
+
+def test_resolve_matches_by_path_across_containers():
+    params = {"a": Pair(jnp.ones(2), jnp.ones(3))}
+    full = masks.resolve({"a": {"left": True, "right": False}}, params)
+    assert isinstance(full["a"], Pair)
+    assert full["a"].left.all()
+    assert not full["a"].right.any()
+
+
+@pytest.mark.parametrize(
+    ("mask", "words"),
+    [
+        ({"layers": True}, "no leaf for parameter 'head/bias'"),
+        ({"layers": True, "head": True, "tail": True}, "'tail' matches no parameter"),
+        ({"layers": True, "head": np.ones(3, bool)}, r"'head/bias' has shape \(3,\).*\(2,\)"),
+        ({"layers": True, "head": np.ones((1, 1, 2), bool)}, "'head/bias' has shape"),
+        ({"layers": True, "head": 2}, "'head/bias' must be bool or float, got int"),
+        ({"layers": {"0": True}, "head": {"kernel": True}}, "no leaf for parameter 'head/bias'"),
+    ],
+)
+def test_resolve_errors_name_the_leaf(mask, words):
+    with pytest.raises(ValueError, match=words):
+        masks.resolve(mask, PARAMS)
+    with pytest.raises(ValueError, match=words):
+        masks.check_prefix(mask, PARAMS)
+
+
+def test_attended_is_one_leaf():
+    attended = masks.Attended(jnp.array([[0.0], [0.5]]), jnp.array([1.0, 0.25, 0.0]))
+    assert masks.is_mask(attended)
+    assert not masks.is_mask(attended.source)
+    expected = [[1.0, 1.0, 1.0], [0.5, 0.75, 1.0]]
+    equal(masks.dense(attended), expected)
+    params = {"w": jnp.ones((2, 3)), "v": jnp.ones(3)}
+    full = masks.resolve({"w": attended, "v": True}, params)
+    equal(full["w"], expected)
+    with pytest.raises(ValueError, match=r"'v' has shape \(2, 3\)"):
+        masks.resolve(attended, params)
+
+
+# By magnitude
+
+
+def reference(value, fraction, among, ties):
+    """In plain numpy, one entry after the other."""
+    value, among = np.abs(np.asarray(value)).ravel(), np.asarray(among).ravel()
+    candidates = [i for i in range(value.size) if among[i]]
+    number = round(np.float32(fraction) * np.float32(len(candidates)))
+    order = sorted(candidates, key=lambda i: (value[i], i))
+    chosen = order[:number]
+    if ties == "original" and chosen:
+        chosen = [i for i in candidates if value[i] <= value[chosen[-1]]]
+    marked = np.zeros(value.size, bool)
+    marked[chosen] = True
+    return marked
+
+
+marking = jax.jit(masks.smallest_fraction, static_argnames=("ties", "scope"))
+TIED = st.lists(st.sampled_from([0.0, -0.0, 0.5, -0.5, 1.0, -2.0, 3.0]), min_size=12, max_size=12)
+AMONG = st.lists(st.booleans(), min_size=12, max_size=12)
+# Shares from which halves arise: n / 2, n / 4, n / 8 of up to 12 entries.
+SHARE = st.sampled_from([0.0, 0.125, 0.25, 0.375, 0.5, 0.75, 1.0]) | st.floats(0, 1, width=32)
+
+
+@settings(deadline=None, max_examples=60, database=None)
+@given(TIED, AMONG, SHARE, st.sampled_from(["exact", "original"]))
+def test_marks_the_smallest(values, among, fraction, ties):
+    values = jnp.asarray(values, jnp.float32).reshape(3, 4)
+    among = jnp.asarray(among).reshape(3, 4)
+    marked = marking(values, fraction, among, ties=ties)
+    assert marked.shape == values.shape
+    assert marked.dtype == bool
+    equal(np.asarray(marked).ravel(), reference(values, fraction, among, ties))
+
+
+@settings(deadline=None, max_examples=60, database=None)
+@given(TIED, AMONG, SHARE)
+def test_exactly_the_stated_number(values, among, fraction):
+    """round-half-even(fraction * n), whatever the ties, and nothing smaller is left."""
+    values, among = np.asarray(values, "f4"), np.asarray(among)
+    marked = np.asarray(marking(values, fraction, among))
+    assert marked.sum() == round(np.float32(fraction) * np.float32(among.sum()))
+    assert not np.any(marked & ~among)
+    left = np.abs(values[among & ~marked])
+    assert not marked.any() or not left.size or np.abs(values[marked]).max() <= left.min()
+    original = np.asarray(marking(values, fraction, among, ties="original"))
+    assert np.all(original >= marked)
+
+
+@pytest.mark.parametrize(
+    ("count", "fraction", "number"),
+    [(1, 0.5, 0), (3, 0.5, 2), (5, 0.5, 2), (7, 0.5, 4), (10, 0.25, 2), (10, 0.75, 8)],
+)
+def test_halves_are_rounded_to_even(count, fraction, number):
+    assert masks.smallest_fraction(jnp.arange(1.0, count + 1), fraction).sum() == number
+
+
+@pytest.mark.parametrize("ties", ["exact", "original"])
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_none_and_all(ties, scope):
+    values = {"a": jnp.zeros((2, 3)), "b": jnp.array([1.0, 9.0])}
+    among = {"a": jnp.array([[True, False, True]] * 2), "b": jnp.array([False, True])}
+    options = {"ties": ties, "scope": scope}
+    nothing = masks.smallest_fraction(values, 0.0, among, **options)
+    assert masks.count(nothing) == 0
+    equal(masks.smallest_fraction(values, 1.0, among, **options), among)
+    empty = jax.tree.map(jnp.zeros_like, among)
+    assert masks.count(masks.smallest_fraction(values, 1.0, empty, **options)) == 0
+
+
+def test_ties():
+    values = jnp.array([2.0, 1.0, -1.0, 1.0, 3.0])
+    exact = masks.smallest_fraction(values, 0.4)
+    equal(exact, [False, True, True, False, False])  # the earlier of equals first
+    original = masks.smallest_fraction(values, 0.4, ties="original")
+    equal(original, [False, True, True, True, False])
+
+
+def test_scopes():
+    values = {"large": jnp.array([10.0, 20.0]), "small": jnp.array([[1.0, -2.0]])}
+    leaf = masks.smallest_fraction(values, 0.5)
+    equal(leaf, {"large": np.array([True, False]), "small": np.array([[True, False]])})
+    both = masks.smallest_fraction(values, 0.5, scope="global")
+    equal(both, {"large": np.array([False, False]), "small": np.array([[True, True]])})
+    among = {"large": jnp.array([True, False]), "small": jnp.array([[False, True]])}
+    both = masks.smallest_fraction(values, 0.5, among, scope="global")
+    equal(both, {"large": np.array([False, False]), "small": np.array([[False, True]])})
+
+
+def test_a_traced_fraction_compiles_once():
+    traces = []
+
+    @jax.jit
+    def mark(fraction):
+        traces.append(None)
+        return masks.smallest_fraction(values, fraction)
+
+    values = jnp.array([[3.0, -1.0], [2.0, -4.0]])
+    for fraction in (0.0, 0.25, 0.5, 1.0):
+        equal(mark(fraction), masks.smallest_fraction(values, fraction))
+    assert len(traces) == 1
+    rows = jax.vmap(mark)(jnp.array([0.0, 0.5, 1.0]))
+    equal(rows.sum((1, 2)), [0, 2, 4])
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.5, np.nan])
+def test_a_share_outside_0_to_1_is_an_error(fraction):
+    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]"):
+        masks.smallest_fraction(jnp.ones(3), fraction)
+
+
+@pytest.mark.parametrize("option", ["ties", "scope"])
+def test_unknown_options_are_errors(option):
+    with pytest.raises(ValueError, match=f"{option} must be .* got 'some'"):
+        masks.smallest_fraction(jnp.ones(3), 0.5, **{option: "some"})
+
+
+# Counts
+
+
+def test_count_and_capacity():
+    mask = {"a": jnp.array([[True, False]]), "b": jnp.array([0.0, 0.5, 1.0])}
+    assert masks.count(mask) == 3
+    assert float(masks.capacity(mask)) == pytest.approx(3 / 5)
+    assert masks.count({}) == 0
+    assert masks.capacity({}) == 0
+    assert masks.count({"layers": True, "head": {"kernel": False, "bias": 0.5}}, PARAMS) == 6 + 3 + 2
+    assert masks.count(True, PARAMS) == 6 + 3 + 6 + 2
+    attended = masks.Attended(jnp.array([[1.0], [0.0]]), jnp.array([1.0, 0.0, 1.0]))
+    assert masks.count({"w": attended}) == 4
+    assert masks.count(attended, {"w": jnp.ones((2, 3))}) == 4
+    assert jax.jit(masks.count)(mask) == 3
+
+
+def test_size_bytes():
+    tree = {"a": jnp.ones((2, 3), jnp.uint8), "b": jnp.ones(3, jnp.bfloat16), "c": jnp.ones(())}
+    assert masks.size_bytes(tree) == 6 + 6 + 4
+    assert masks.size_bytes(jax.eval_shape(lambda: tree)) == 16
+    assert masks.size_bytes({}) == 0
