@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 PyTree = Any
 
+UNSHARED = ("finetune", "joint")  # all tasks use the whole network: no capacity to speak of
+
 
 class Record(NamedTuple):
     """What a checkpoint holds.
@@ -206,10 +208,9 @@ def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: 
             progress.update(rows[method], status=result)
             if not err.is_terminal:
                 err.print(f"{method}: {result}, {float(record.seconds):.1f} s")
-            allotted = method not in ("finetune", "joint")  # the others own all that there is
             methods[method] = {
                 "accuracy": record.accuracy.tolist(),
-                "capacity": record.capacity.tolist() if allotted else None,
+                "capacity": record.capacity.tolist() if method not in UNSHARED else None,
                 "parameters": part.parameters,
                 "extra_bytes": part.extra_bytes,
                 "seconds": round(float(record.seconds), 2),

@@ -168,7 +168,7 @@ def hat(
     def trainable(theta, state, task):
         def share(path, leaf):
             if path not in wiring.outputs:
-                return jnp.asarray(task == 0)
+                return jnp.asarray(task == 0, bool)
             target = state.attention[wiring.outputs[path]]
             if path not in wiring.inputs:
                 return 1 - target

@@ -130,7 +130,9 @@ def packnet(
     def trainable(theta, state, task):
         return masks.map_with_path(
             lambda path, leaf: (
-                state.owner[path] == task + 1 if path in state.owner else jnp.asarray(task == 0)
+                state.owner[path] == task + 1
+                if path in state.owner
+                else jnp.asarray(task == 0, bool)
             ),
             theta,
         )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcl import metrics, recipes, replicas, study
-from jaxcl._compare import bars, claim, conclude, introduce, load, show, write_settings
+from jaxcl._compare import UNSHARED, bars, claim, conclude, introduce, load, show, write_settings
 from jaxcl.recipes import SWEPT, Options
 from jaxcl.study import Study
 
@@ -33,7 +33,7 @@ class Outcome(NamedTuple):
         combinations: the values of those settings, row by row.
         validation: accuracy at the end on the validation sets, [combinations, seeds].
         forgetting: likewise.
-        capacity: share of the network that is used at the end, [combinations, seeds].
+        capacity: share of the network that is used at the end, [combinations, seeds], or None.
         best: the row with the highest mean of `validation`.
         test: the best row's accuracy on the test sets, [seeds].
     """
@@ -42,7 +42,7 @@ class Outcome(NamedTuple):
     combinations: list[tuple[float, ...]]
     validation: np.ndarray
     forgetting: np.ndarray
-    capacity: np.ndarray
+    capacity: np.ndarray | None
     best: int
     test: np.ndarray
 
@@ -100,6 +100,8 @@ def _work(built: Study, swept, combinations, settings: dict, folder: Path, cache
     with bars(err) as progress:
         row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
         outcome = _train(built, swept, combinations, partial(show, progress, row))
+    if settings["method"] in UNSHARED:
+        outcome = outcome._replace(capacity=None)
     seconds = time.perf_counter() - start
     paths = _write(outcome, settings, seconds, built.traces["epoch"], folder)
     out.print(_table(outcome, settings))
@@ -144,17 +146,14 @@ def _train(built: Study, swept, combinations, progress: Callable) -> Outcome:
 
 def _write(outcome: Outcome, settings: dict, seconds, compilations, folder: Path) -> list[Path]:
     """Writes the numbers, the table and the heat map."""
+    measured = [(name, getattr(outcome, name)) for name in ("validation", "forgetting", "capacity")]
+    measured = [(name, values) for name, values in measured if values is not None]
     results = {
         "settings": settings,
         "swept": outcome.swept,
         "combinations": [
-            dict(zip(outcome.swept, values), validation=row[0], forgetting=row[1], capacity=row[2])
-            for values, *row in zip(
-                outcome.combinations,
-                outcome.validation.tolist(),
-                outcome.forgetting.tolist(),
-                outcome.capacity.tolist(),
-            )
+            {**dict(zip(outcome.swept, values)), **{name: n[i].tolist() for name, n in measured}}
+            for i, values in enumerate(outcome.combinations)
         ],
         "best": outcome.best,
         "test": outcome.test.tolist(),
@@ -187,7 +186,7 @@ def _table(outcome: Outcome, settings: dict) -> Table:
     title = f"{settings['method']} on {settings['benchmark']}"
     table = Table(title=title, caption=note, box=SIMPLE_HEAD)
     for name in header:
-        table.add_column(name, justify="right")
+        table.add_column(name.replace("_", " "), justify="right")
     for i, line in enumerate(lines):
         table.add_row(*line, style="bold" if i == outcome.best else None)
     return table
@@ -195,8 +194,11 @@ def _table(outcome: Outcome, settings: dict) -> Table:
 
 def _cells(outcome: Outcome) -> list[list[str]]:
     """The table: its header, and a line for each combination."""
-    lines = [[*outcome.swept, "accuracy (%)", "forgetting (points)", "capacity (%)"]]
-    numbers = outcome.validation, outcome.forgetting, outcome.capacity
+    lines = [[*outcome.swept, "accuracy (%)", "forgetting (points)"]]
+    numbers = [outcome.validation, outcome.forgetting]
+    if outcome.capacity is not None:
+        lines[0].append("capacity (%)")
+        numbers.append(outcome.capacity)
     for i, values in enumerate(outcome.combinations):
         first = _number(values[0]) if i != outcome.best else f"* {_number(values[0])}"
         lines.append([first, *map(_number, values[1:]), *(_percent(n[i]) for n in numbers)])

@@ -38,7 +38,7 @@ class Run:
     """Data, devices and files.
 
     Attributes:
-        benchmark: the sequence of tasks: split_digits, permuted_digits, split_mnist,
+        benchmark: the sequence of tasks: permuted_digits, split_digits, split_mnist,
             permuted_mnist, split_fashion_mnist, permuted_fashion_mnist or split_cifar100.
         tasks: number of tasks; None takes the benchmark's usual number.
         seeds: number of seeds, which train side by side in one program.
@@ -53,7 +53,7 @@ class Run:
         cache: keep compiled programs on disk for the next start.
     """
 
-    benchmark: str = "split_digits"
+    benchmark: str = "permuted_digits"
     tasks: int | None = None
     seeds: int = 5
     data_dir: Path | None = None
@@ -162,7 +162,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         typing.Annotated[Sweep, subcommand("sweep", default=sweep)],
     ]
     registry = tyro.constructors.ConstructorRegistry()
-    registry.primitive_rule(_comma_separated)
+    registry.primitive_rule(_names_and_tuples)
     config = (OmitArgPrefixes, PositionalRequiredArgs)
     return tyro.cli(
         commands, prog="jaxcl", description=HELP, args=args, registry=registry, config=config
@@ -263,24 +263,29 @@ def _benchmark(args: Sequence[str]) -> str:
     return name
 
 
-def _comma_separated(info):
-    """Tells tyro to read tuples as "a,b,c"; the empty one is written None."""
+def _names_and_tuples(info):
+    """Tells tyro to call strings names, and to read tuples as "a,b,c"; None is the empty one."""
     import tyro
 
-    if info.type_origin is not tuple:
+    kind, *_ = typing.get_args(info.type) if info.type_origin is tuple else (info.type,)
+    metavar = {str: "NAME", int: "INT", float: "FLOAT"}.get(kind)
+    if info.type is str:
+        read, write = (lambda words: words[0]), (lambda name: [name])
+    elif info.type_origin is tuple:
+        metavar = f"{metavar},..."
+
+        def read(words):
+            return () if words == ["None"] else tuple(map(kind, words[0].split(",")))
+
+        def write(values):
+            return [",".join(map(str, values)) or "None"]
+    else:
         return None
-    kind = typing.get_args(info.type)[0]
-
-    def read(words: list[str]) -> tuple:
-        return () if words == ["None"] else tuple(kind(word) for word in words[0].split(","))
-
+    origin = info.type_origin or info.type
     return tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar={str: "NAME,...", int: "INT,...", float: "FLOAT,..."}[kind],
-        instance_from_str=read,
-        is_instance=lambda value: isinstance(value, tuple),
-        str_from_instance=lambda value: [",".join(map(str, value)) or "None"],
-    )
+        nargs=1, metavar=metavar, instance_from_str=read, str_from_instance=write,
+        is_instance=lambda value: isinstance(value, origin),
+    )  # fmt: skip
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:

@@ -73,7 +73,7 @@ def defaults(benchmark: str) -> Options:
         return Options(hidden=(400, 400), batch=64, epochs=2)
     if benchmark.endswith("cifar100"):
         return Options(network="alexnet", batch=64, epochs=30)
-    return Options()
+    return Options(epochs=10 if benchmark == "permuted_digits" else 30)
 
 
 def epochs_of(method: str, options: Options) -> tuple[int, int]:

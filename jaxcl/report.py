@@ -336,7 +336,9 @@ def _clause(group: list[Row], joint: Row | None, several: bool, first: bool) -> 
     s, text = "" if len(group) > 1 else "s", _names(group)
     if several:
         points = [_number(row.forgetting.mean) for row in group if row.forgetting]
-        text += f" forget{s} {_list(points)}" + (" points on average" if first else "")
+        nothing = points and not first and set(points) == {"0.0"}
+        amount = "nothing" if nothing else _list(points)
+        text += f" forget{s} {amount}" + (" points on average" if first else "")
         text += " (below zero: old tasks improved)" if any("-" in p for p in points) else ""
         text += " and"
     at = joint.accuracy.mean if joint else math.inf

@@ -294,12 +294,12 @@ def epoch(
         seen = i * setup.batch
         position = seen + _own_part(setup)
         rows = order[position % data.count]  # the last batch is filled up with weight 0
-        weight = (position < data.count).astype(jnp.float32)
+        weight = jnp.asarray(position < data.count, float)
         batch = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y, data.task, features))
         if setup.annealing == "paper":
-            progress = i / jnp.maximum(steps - 1, 1)
+            progress = jnp.asarray(i, float) / jnp.maximum(steps - 1, 1)
         else:
-            progress = seen / data.count
+            progress = jnp.asarray(seen, float) / data.count
 
         def objective(theta):
             logits, new = _logits(
@@ -321,7 +321,7 @@ def epoch(
         totals = jax.tree.map(jnp.add, totals, new_totals)
         return theta, statistics, opt_state, totals
 
-    carry = (learner.theta, learner.statistics, learner.opt_state, (jnp.float32(0),) * 2)
+    carry = (learner.theta, learner.statistics, learner.opt_state, (jnp.zeros(()),) * 2)
     theta, statistics, opt_state, totals = jax.lax.fori_loop(0, steps, step, carry)
     trained = learner._replace(theta=theta, statistics=statistics, opt_state=opt_state)
     metrics = Metrics(*(total / data.count for total in totals))
@@ -355,13 +355,13 @@ def evaluate(
     def add(i, totals):
         position = i * setup.batch + jnp.arange(setup.batch)
         rows = jnp.minimum(position, data.y.shape[0] - 1)
-        weight = (position < data.count).astype(jnp.float32)
+        weight = jnp.asarray(position < data.count, float)
         logits, _ = setup.model.apply(params, row, setup.prepare(data.x[rows]))
         loss, correct = _scores(setup, logits, (None, data.y[rows], None, None), task)
         return totals[0] + jnp.sum(loss * weight), totals[1] + jnp.sum(correct * weight)
 
     steps = (data.count + setup.batch - 1) // setup.batch
-    totals = jax.lax.fori_loop(0, steps, add, (jnp.float32(0), jnp.float32(0)))
+    totals = jax.lax.fori_loop(0, steps, add, (jnp.zeros(()),) * 2)
     return Metrics(*(total / data.count for total in totals))
 
 
@@ -461,7 +461,8 @@ def _scores(setup, logits, batch, task):
     _, y, tasks_of_x, _ = batch
     if setup.classes is not None:
         classes = setup.classes[task if tasks_of_x is None else tasks_of_x]
-        absent = jnp.arange(logits.shape[-1]) >= jnp.expand_dims(classes, -1)
+        numbers = jnp.arange(logits.shape[-1])[None]
+        absent = jnp.broadcast_to(numbers >= jnp.reshape(classes, (-1, 1)), logits.shape)
         logits = jnp.where(absent, -1e30, logits)
     labels = jax.nn.one_hot(y, logits.shape[-1], dtype=logits.dtype)
     loss = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(labels * logits, axis=-1)

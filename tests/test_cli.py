@@ -4,8 +4,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -13,9 +11,21 @@ import pytest
 
 import jaxcl
 from jaxcl import checkpoint, cli, data, recipes, study, train
-from jaxcl.recipes import Options
 
-TINY = ["--tasks", "2", "--epochs", "2", "--seeds", "3", "--hidden", "8", "--devices", "2"]
+TINY = [
+    "--benchmark",
+    "split_digits",
+    "--tasks",
+    "2",
+    "--epochs",
+    "2",
+    "--seeds",
+    "3",
+    "--hidden",
+    "8",
+    "--devices",
+    "2",
+]
 FILES = {
     *("settings.json", "results.json", "table.md", "checkpoints"),
     *(f"{plot}.{kind}" for plot in ("accuracy", "matrix", "capacity") for kind in ("svg", "png")),
@@ -246,58 +256,7 @@ def test_sweep_does_not_overwrite(swept, capsys):
     assert snapshot(folder) == before
 
 
-# Bad input
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            "compare --methods hat,packnett",
-            "unknown method 'packnett'; the nearest names are packnet",
-        ),
-        ("compare --methods hat,hat", "names a method twice"),
-        (
-            "compare --benchmark split_digit",
-            "unknown benchmark 'split_digit'; the nearest names are",
-        ),
-        ("compare --tasks 3", "tasks must share its 10 classes equally"),
-        ("compare --tasks 255", "expected 1 to 254 tasks, got 255"),
-        ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
-        ("compare --seeds 0", "--seeds must be at least 1, got 0"),
-        ("compare --epochs 0", "--epochs must be at least 1, got 0"),
-        ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
-        ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
-        ("compare --learning-rate 0", "--learning-rate must be above 0, got 0.0"),
-        ("compare --c nan", "--c must be finite, got nan"),
-        ("compare --hidden None", "--hidden needs at least one width"),
-        ("compare --hidden 8,0", "--hidden must be at least 1, got 0"),
-        ("compare --name ../other", "--name must be the name of a folder"),
-        ("compare --devices 99", "--devices is 99, but there are 4 (cpu)"),
-        ("compare --split 3", "split must divide the 4 devices, got 3"),
-        ("compare --network alexnet", "8"),
-        ("compare --benchmark split_mnist --data-dir nowhere", "mnist is not prepared in"),
-        ("sweep hatt --c 1,2", "unknown method 'hatt'; the nearest names are hat"),
-        ("sweep hat", "nothing to sweep; give several values: --s-max 100,200,400"),
-        ("sweep hat --prune 0.1,0.2", "--prune has no effect on hat; sweep --learning-rate"),
-        ("sweep packnet --prune 0.1,1.2", "--prune must be at most 1, got 1.2"),
-    ],
-)
-def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    assert message in refused(capsys, *words.split())
-    assert not any(tmp_path.iterdir())
-
-
-def test_bad_data_writes_nothing(tmp_path, monkeypatch, capsys):
-    def broken(*args, **options):
-        x = np.full((20, 3), np.nan, np.float32)
-        return data.from_arrays("broken", [(x, np.arange(20) % 2)])
-
-    monkeypatch.setattr(data, "load", broken)
-    message = refused(capsys, "compare", "--out", str(tmp_path))
-    assert "broken, task 0, data: x holds NaN" in message
-    assert not any(tmp_path.iterdir())
+# What it leaves alone
 
 
 @pytest.mark.parametrize("resume", [[], ["--resume"]])
@@ -314,35 +273,12 @@ def test_never_overwrites(resume, finished, capsys):
     assert snapshot(out) == before
 
 
-def test_a_folder_of_something_else(tmp_path, capsys):
-    (tmp_path / "split_digits").mkdir()
-    (tmp_path / "split_digits" / "thesis.tex").write_text("precious")
-    before = snapshot(tmp_path)
-    for words in ([], ["--resume"]):
-        message = refused(capsys, "compare", "--out", str(tmp_path), *TINY, *words)
-        assert "split_digits exists and holds no run of jaxcl" in message
-    (tmp_path / "file").write_text("precious")
-    assert "Not a directory" in refused(capsys, "compare", "--out", str(tmp_path / "file"), *TINY)
-    assert snapshot(tmp_path) == {**before, tmp_path / "file": b"precious"}
-
-
 def test_damaged_checkpoint_is_refused(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     path = tmp_path / "split_digits" / "checkpoints" / "packnet" / "task_2"
     shutil.rmtree(path / "state")
     words = ["compare", "--methods", "finetune,packnet", "--out", str(tmp_path), *TINY, "--resume"]
     assert f"{path}" in refused(capsys, *words)
-
-
-@pytest.mark.parametrize("module", ["tyro", "rich", "matplotlib"])
-def test_missing_extra(module, monkeypatch, capsys):
-    find = cli.importlib.util.find_spec
-    monkeypatch.setattr(
-        cli.importlib.util, "find_spec", lambda name: None if name == module else find(name)
-    )
-    message = refused(capsys, "compare")
-    assert f"needs {module}, which comes with the extra 'experiments'" in message
-    assert 'pip install "jaxcl[experiments]"' in message
 
 
 def test_out_of_memory(tmp_path, monkeypatch, capsys):
@@ -354,58 +290,3 @@ def test_out_of_memory(tmp_path, monkeypatch, capsys):
         compare(tmp_path)
     assert end.value.code == 2
     assert "smaller --chunk" in capsys.readouterr().err
-
-
-# Words
-
-
-def test_defaults_follow_the_benchmark():
-    command = cli.parse(["compare"])
-    assert command.training == Options()
-    assert command.run.benchmark == "split_digits"
-    for words in (["--benchmark", "split_mnist"], ["--benchmark=split_mnist"]):
-        training = cli.parse(["compare", *words, "--epochs", "3"]).training
-        assert (training.hidden, training.batch, training.epochs) == ((400, 400), 64, 3)
-
-
-def test_parses_what_settings_spell_out():
-    from jaxcl._compare import command_line
-
-    words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
-    command = cli.parse(words.split())
-    assert command.methods == ("hat", "pnn")
-    assert (command.training.hidden, command.training.hard) == ((7, 8), False)
-    assert not command.run.cache
-    assert cli.parse(command_line(command).split()[1:]) == command
-    command = cli.parse(["sweep", "packnet", "--prune", "0.1,0.2"])
-    assert command.training.prune == (0.1, 0.2)
-    assert cli.parse(command_line(command).split()[1:]) == command
-
-
-@pytest.mark.parametrize("words", ["--help", "compare --help", "sweep --help"])
-def test_help(words, capsys):
-    with pytest.raises(SystemExit) as end:
-        cli.main(words.split())
-    assert end.value.code == 0
-    out = capsys.readouterr().out
-    assert "usage: jaxcl" in out
-    if words != "--help":
-        assert "--benchmark" in out
-        assert "permuted_fashion_mnist" in out
-        assert "--learning-rate" in out
-
-
-def test_as_a_module():
-    """In a process of its own: exit codes, and no traceback."""
-
-    def run(*words):
-        command = [sys.executable, "-m", "jaxcl", *words]
-        return subprocess.run(command, capture_output=True, text=True, check=False)
-
-    version = run("--version")
-    assert (version.returncode, version.stdout) == (0, f"jaxcl {jaxcl.__version__}\n")
-    unknown = run("compare", "--methods", "nothing")
-    assert unknown.returncode == 2
-    assert unknown.stdout == ""
-    assert unknown.stderr.startswith("jaxcl: unknown method 'nothing'; the nearest names are ")
-    assert unknown.stderr.count("\n") == 1

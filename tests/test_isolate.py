@@ -288,9 +288,8 @@ def test_vmap_over_masks_equals_one_by_one():
     together = jax.jit(jax.vmap(run))(rows)
     for index, row in enumerate(rows):
         alone = jax.jit(run)(row)
-        jax.tree.map(
-            lambda t, a: np.testing.assert_allclose(t[index], a, rtol=1e-6), together, alone
-        )
+        mine = jax.tree.map(lambda leaf: leaf[index], together)  # noqa: B023
+        jax.tree.map(lambda m, a: np.testing.assert_allclose(m, a, rtol=1e-6), mine, alone)
         equal(np.asarray(together["a"][index]) != PARAMS["a"], row)
 
 

@@ -36,9 +36,7 @@ class Net(NamedTuple):
 
 NETS = {
     "mlp": Net((6,), (models.LateralSpec((5,), (4,)), models.LateralSpec((4,), (CLASSES,)))),
-    "conv": Net(
-        (6, 6, 2), (models.LateralSpec((36,), (5,)), models.LateralSpec((5,), (CLASSES,)))
-    ),
+    "conv": Net((6, 6, 2), (models.LateralSpec((36,), (5,)), models.LateralSpec((5,), (CLASSES,)))),
     "residual": Net(
         (5, 5, 2),
         (
@@ -94,9 +92,7 @@ class LinenNet(nn.Module):
         else:
             second = nn.Dense(4 if self.kind == "mlp" else 5, name="second")
         norms = (lambda x: x,) * 2 if self.kind == "mlp" else (norm(0), norm(1))
-        return forward(
-            self.kind, first, second, nn.Dense(CLASSES, name="head"), norms, inputs
-        )
+        return forward(self.kind, first, second, nn.Dense(CLASSES, name="head"), norms, inputs)
 
 
 @functools.cache
@@ -336,7 +332,7 @@ def test_law_1_bites_a_mask_in_front_of_the_optimizer(method, monkeypatch):
     optimizers = ("momentum", "adamw")
     setup = make_setup(method, "mlp", "built in", optimizers=optimizers)
     broken = forgotten(setup, "mlp", optimizers, retrain="packnet" in method)
-    assert broken == dict.fromkeys(optimizers, {"view", "logits"})
+    assert broken == {"momentum": {"view", "logits"}, "adamw": {"view", "logits"}}
 
 
 def test_law_1_bites_running_statistics():
@@ -470,9 +466,9 @@ def rows_that_differ(built, singles):
 
 
 LAYOUTS = {
-    "packnet": [{}, {"devices": 2, "chunk": 1}, {"devices": 4}],
+    "packnet": [{}, {"devices": 4}],
     "hat": [{"chunk": 2}, {"devices": 4, "split": 2}],
-    "pnn": [{}, {"devices": 3}],
+    "pnn": [{"devices": 3}],
 }
 
 
@@ -530,8 +526,8 @@ def test_law_3_compile_once(method, tasks, epochs, count):
     assert set(built.traces.values()) == {1}
 
 
-@pytest.mark.parametrize("tasks", [2, 3])
-def test_law_3_bites_masks_in_the_closure(tasks):
+def test_law_3_bites_masks_in_the_closure():
+    tasks = 3
     built = build("packnet", tasks, 1, epochs=1)
 
     @functools.cache

@@ -243,7 +243,9 @@ def test_count_and_capacity():
     assert float(masks.capacity(mask)) == pytest.approx(3 / 5)
     assert masks.count({}) == 0
     assert masks.capacity({}) == 0
-    assert masks.count({"layers": True, "head": {"kernel": False, "bias": 0.5}}, PARAMS) == 6 + 3 + 2
+    assert (
+        masks.count({"layers": True, "head": {"kernel": False, "bias": 0.5}}, PARAMS) == 6 + 3 + 2
+    )
     assert masks.count(True, PARAMS) == 6 + 3 + 6 + 2
     attended = masks.Attended(jnp.array([[1.0], [0.0]]), jnp.array([1.0, 0.0, 1.0]))
     assert masks.count({"w": attended}) == 4

@@ -29,6 +29,10 @@ def close(a, b, tolerance=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, tolerance, tolerance), a, b)
 
 
+def row(tree, i):
+    return jax.tree.map(lambda leaf: leaf[i], tree)
+
+
 def noise(seed, tree, scale=1.0):
     rng = np.random.default_rng(seed)
     return jax.tree.map(lambda leaf: scale * rng.normal(0, 1, leaf.shape).astype("f4"), tree)
@@ -109,14 +113,14 @@ def test_multihead_gives_each_task_its_own_row():
     head, first = theta["head"], params()["head"]
     assert jax.tree.map(np.shape, head) == {"bias": (3, 2), "kernel": (3, 3, 2)}
     equal(theta["layers"], params()["layers"])
-    equal(jax.tree.map(lambda leaf: leaf[0], head), first)
+    equal(row(head, 0), first)
     for task in (1, 2):  # the entries of further rows are drawn from the first one's
         assert np.any(head["kernel"][task] != first["kernel"])
         assert np.isin(head["kernel"][task], first["kernel"]).all()
     assert np.any(head["kernel"][1] != head["kernel"][2])
     for task in range(TASKS):
         view = method.view(theta, state, task, 0.0)
-        equal(view, theta | {"head": jax.tree.map(lambda leaf: leaf[task], head)})  # noqa: B023
+        equal(view, theta | {"head": row(head, task)})
         mask = masks.resolve(method.trainable(theta, state, task), theta)
         for leaf, m in zip(jax.tree.leaves(head), jax.tree.leaves(mask["head"])):
             rows = np.broadcast_to(m, leaf.shape).reshape(TASKS, -1)
@@ -153,7 +157,7 @@ def test_multihead_covers_any_leaves():
     shapes = {path: leaf.shape for path, leaf in masks.leaves_by_path(theta).items()}
     assert shapes["layers/0/bias"] == (3, 5)
     assert shapes["layers/0/kernel"] == (4, 5)
-    with pytest.raises(ValueError, match="'tail' matches no leaf.*'head/bias'"):
+    with pytest.raises(ValueError, match=r"'tail' matches no leaf.*'head/bias'"):
         jaxcl.multihead(jaxcl.finetune(), TASKS, "tail").init(KEY, params())
 
 
@@ -306,7 +310,9 @@ def test_packnet_hides_what_is_free_and_what_comes_later(reinit_free):
 )
 def test_shares_of_the_network(prune, shares):
     method = jaxcl.packnet(4, prune)
-    theta, state = method.init(KEY, jax.tree.map(lambda p: p + jnp.arange(p.size).reshape(p.shape), ONE))
+    theta, state = method.init(
+        KEY, jax.tree.map(lambda p: p + jnp.arange(p.size).reshape(p.shape), ONE)
+    )
     for task in range(4):
         theta, state = method.begin_task(KEY, theta, state, task)
         theta, state = method.end_task(theta, state, task)
@@ -361,7 +367,10 @@ def test_254_tasks_fit_the_owners():
         ({"tasks": 2, "prune": [0.5, -0.5]}, r"prune must be in \[0, 1\]"),
         ({"tasks": 2, "prune": [0.5]}, "one share for each of 2 tasks, got 1"),
         ({"tasks": 2, "prune": "evenly"}, "or 'equal', got 'evenly'"),
-        ({"tasks": 3, "prune": [0.5, 0.0, 0.5]}, "task 2 gives up no weight.*none is free for task 3"),
+        (
+            {"tasks": 3, "prune": [0.5, 0.0, 0.5]},
+            "task 2 gives up no weight.*none is free for task 3",
+        ),
         ({"tasks": 2, "prune": 0.0}, "task 1 gives up no weight"),
         ({"tasks": 2, "reinit_free": "ones"}, "reinit_free must be .* got 'ones'"),
     ],
@@ -372,7 +381,7 @@ def test_packnet_errors(options, words):
 
 
 def test_packnet_needs_something_to_prune():
-    with pytest.raises(ValueError, match="no leaf is prunable.*'bias'"):
+    with pytest.raises(ValueError, match=r"no leaf is prunable.*'bias'"):
         jaxcl.packnet(2).init(KEY, {"bias": jnp.ones(3)})
 
 
@@ -470,9 +479,7 @@ def test_penalty_is_c_times_the_regularizer_at_the_current_scale():
         theta, state = method.init(KEY, params())
         s = 400.0 if progress is None else annealed(progress, 400.0)
         gates = {k: jax.nn.sigmoid(s * e[1]) for k, e in theta["embeddings"].items()}
-        close(
-            method.penalty(theta, state, 1, progress), 0.25 * regularizer(gates, state.attention)
-        )
+        close(method.penalty(theta, state, 1, progress), 0.25 * regularizer(gates, state.attention))
 
 
 # HAT: attention
@@ -515,9 +522,7 @@ def test_trainable_is_one_minus_the_smaller_attention_of_both_ends():
     method = jaxcl.hat(mlp().wiring, TASKS)
     theta, _ = method.init(KEY, params())
     a = {"layer0": np.float32([0, 1, 0.5, 1, 0]), "layer1": np.float32([1, 0, 0.25])}
-    mask = masks.leaves_by_path(
-        masks.resolve(method.trainable(theta, jaxcl.HATState(a), 1), theta)
-    )
+    mask = masks.leaves_by_path(masks.resolve(method.trainable(theta, jaxcl.HATState(a), 1), theta))
     equal(np.broadcast_to(mask["params/layers/0/kernel"], (4, 5)), [1 - a["layer0"]] * 4)
     equal(mask["params/layers/0/bias"], 1 - a["layer0"])
     pairs = 1 - np.minimum(a["layer0"][:, None], a["layer1"][None])
@@ -527,9 +532,12 @@ def test_trainable_is_one_minus_the_smaller_attention_of_both_ends():
     rows = np.broadcast_to(mask["embeddings/layer0"], (TASKS, 5))
     equal(rows, np.broadcast_to([[False], [True], [False]], rows.shape))
     fresh = method.init(KEY, params())[1]
-    assert all(np.all(leaf) for leaf in jax.tree.leaves(
-        masks.resolve(method.trainable(theta, fresh, 0), theta)["params"]
-    ))
+    assert all(
+        np.all(leaf)
+        for leaf in jax.tree.leaves(
+            masks.resolve(method.trainable(theta, fresh, 0), theta)["params"]
+        )
+    )
 
 
 def test_flattened_channels_are_tiled():
@@ -654,7 +662,7 @@ def test_hard_gates_are_0_or_1_in_evaluation_and_soft_in_training():
     theta, state = method.init(KEY, params())
     for task in range(TASKS):
         gates = method.view(theta, state, task)["gates"]
-        equal(gates, {name: e[task] > 0 for name, e in theta["embeddings"].items()})  # noqa: B023
+        equal(gates, {name: e[task] > 0 for name, e in theta["embeddings"].items()})
         soft = method.view(theta, state, task, 0.0)["gates"]
         assert all(np.all((g > 0.4) & (g < 0.6)) for g in soft.values())
 
@@ -696,27 +704,30 @@ def grown(lateral, tasks=TASKS, **options):
 
 def columns_in_numpy(state, x, upto, lateral):
     """Rusu et al. (2016), Eqs. 1 and 2, written out for the MLP: logits and hidden activations."""
-    relu = functools.partial(np.maximum, 0)
-    columns, laterals = jax.device_get((state.columns["column"], state.columns["laterals"]))
-    hidden = []  # [column][layer]
+
+    def relu(x):
+        return np.maximum(x, 0)
+
+    def dense(x, layer):
+        return x @ layer["kernel"] + layer["bias"]
+
+    def arriving(p, sources):
+        if lateral == "linear":
+            return sum((h @ u for h, u in zip(sources, p["kernel"])), np.float32(0))
+        if not sources:
+            return np.float32(0)
+        reduced = sum(a * h @ v for a, h, v in zip(p["alpha"], sources, p["project"]))
+        return relu(reduced + p["bias"]) @ p["kernel"]
+
+    hidden = []  # of each column, the two layers' activations
     for k in range(upto + 1):
-
-        def arriving(i):
-            sources, p = [h[i] for h in hidden], jax.tree.map(lambda leaf: leaf[k], laterals[i])  # noqa: B023
-            if lateral == "linear":
-                return sum((h @ p["kernel"][j] for j, h in enumerate(sources)), np.float32(0))
-            if not sources:
-                return 0
-            projected = sum(p["alpha"][j] * h @ p["project"][j] for j, h in enumerate(sources))
-            return relu(projected + p["bias"]) @ p["kernel"]
-
-        layers = [jax.tree.map(lambda leaf: leaf[k], layer) for layer in (  # noqa: B023
-            columns["layers"][0], columns["layers"][1], columns["head"]
-        )]
-        one = relu(x @ layers[0]["kernel"] + layers[0]["bias"])
-        two = relu(one @ layers[1]["kernel"] + layers[1]["bias"] + arriving(0))
-        logits = two @ layers[2]["kernel"] + layers[2]["bias"] + arriving(1)
-        hidden.append([one, two])
+        theta = row(jax.device_get(state.columns), k)
+        column, laterals = theta["column"], theta["laterals"]
+        first = relu(dense(x, column["layers"][0]))
+        second = dense(first, column["layers"][1]) + arriving(laterals[0], [h[0] for h in hidden])
+        second = relu(second)
+        logits = dense(second, column["head"]) + arriving(laterals[1], [h[1] for h in hidden])
+        hidden.append([first, second])
     return logits, hidden
 
 
@@ -744,7 +755,7 @@ def test_every_lateral_parameter_gets_a_gradient(lateral):
     method, network, _, state = grown(lateral)
     x = noise(4, jnp.zeros((64, 4)))
     for task in (1, 2):
-        theta = jax.tree.map(lambda leaf: leaf[task], state.columns)  # noqa: B023
+        theta = row(state.columns, task)
         state = state._replace(current=jnp.int32(task))
 
         def loss(theta):
@@ -906,6 +917,6 @@ def test_pnn_errors(options, words):
 
 def test_pnn_needs_layers_to_connect():
     plain = mlp()._replace(column=None, laterals=())
-    with pytest.raises(ValueError, match="the model shows no layers to connect.*lateral=None"):
+    with pytest.raises(ValueError, match=r"the model shows no layers to connect.*lateral=None"):
         jaxcl.pnn(plain, 2)
     jaxcl.pnn(plain, 2, None)

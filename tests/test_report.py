@@ -120,8 +120,8 @@ SENTENCES = {
     ),
     "no reference": (
         study(finetune=FORGETS, hat=KEEPS),
-        "Fine-tuning forgets 30.0 points on average and ends at 70.0% accuracy; HAT forgets 0.0 "
-        "and ends at 90.0%.",
+        "Fine-tuning forgets 30.0 points on average and ends at 70.0% accuracy; HAT forgets "
+        "nothing and ends at 90.0%.",
     ),
     "no fine-tuning": (
         study(pnn=KEEPS, hat=FORGETS),
