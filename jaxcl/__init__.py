@@ -18,19 +18,6 @@ from jaxcl.wiring import Wiring, trace_wiring
 
 __version__ = "0.1.0"
 
-_LAZY = (
-    "analysis",
-    "checkpoint",
-    "cli",
-    "data",
-    "metrics",
-    "models",
-    "replicas",
-    "report",
-    "study",
-    "train",
-)
-
 __all__ = [
     "HATState",
     "IsolateState",
@@ -40,22 +27,31 @@ __all__ = [
     "PNNState",
     "PackNetState",
     "Wiring",
+    "analysis",
+    "checkpoint",
+    "cli",
+    "data",
     "finetune",
     "gate",
     "hat",
     "isolate",
     "masks",
+    "metrics",
+    "models",
     "multihead",
     "packnet",
     "pnn",
+    "replicas",
+    "report",
     "set_trainable",
+    "study",
     "trace_wiring",
-    *_LAZY,
+    "train",
 ]
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
+    if name in __all__:  # the submodules; all else is here already
         return importlib.import_module(f"jaxcl.{name}")
     raise AttributeError(f"module 'jaxcl' has no attribute {name!r}")
 

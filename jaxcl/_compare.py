@@ -20,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 import jaxcl
 from jaxcl import checkpoint, data, metrics, recipes, replicas, report, study, train
 from jaxcl.data import Benchmark
+from jaxcl.replicas import Device
 from jaxcl.study import Study
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ class Part(NamedTuple):
     extra_bytes: int
 
 
-def prepare(command: "Compare", devices: Sequence[jax.Device], cache: Path | None) -> Callable:
+def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -> Callable:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Returns:
@@ -117,7 +118,7 @@ def claim(folder: Path, settings: dict, resume: bool) -> None:
         raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
 
 
-def write_settings(folder: Path, settings: dict, command, devices: Sequence[jax.Device]) -> None:
+def write_settings(folder: Path, settings: dict, command, devices: Sequence[Device]) -> None:
     """Writes `settings.json`, from which the run can be repeated."""
     versions = {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
     content = {

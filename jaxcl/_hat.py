@@ -72,7 +72,7 @@ def _gate_bwd(gradient, residuals, cotangent):
 gate.defvjp(_gate_fwd, _gate_bwd)
 
 
-def annealed(progress: jax.typing.ArrayLike, s_max: jax.typing.ArrayLike) -> jax.Array:
+def annealed(progress: Any, s_max: Any) -> Any:
     """The gates' scale `s`, which rises within every epoch from 1 / s_max to s_max.
 
     Args:
@@ -88,7 +88,7 @@ def annealed(progress: jax.typing.ArrayLike, s_max: jax.typing.ArrayLike) -> jax
 
 
 def hat(
-    wiring: Wiring,
+    wiring: Wiring | None,
     tasks: int,
     *,
     s_max: jax.typing.ArrayLike = 400.0,
@@ -128,6 +128,8 @@ def hat(
         works under momentum and Adam; for the original's plain SGD this is the same. `hard=True`
         is ours.
     """
+    if wiring is None:
+        raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")
     _check("s_max", s_max, above=1)
     _check("c", c, above=-1e-30)
     for name, value, known in (
@@ -293,5 +295,5 @@ def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTre
 
 
 def _check(name, value, above):
-    if not isinstance(value, jax.core.Tracer) and not np.all(np.asarray(value) > above):
+    if masks.is_concrete(value) and not np.all(np.asarray(value) > above):
         raise ValueError(f"hat: {name} must be above {above:g}, got {value}.")

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxcl import masks
 from jaxcl._method import HEAD, Method, finetune
@@ -30,7 +31,7 @@ class PackNetState(NamedTuple):
 
 def packnet(
     tasks: int,
-    prune: float | Sequence[float] | Literal["equal"] = "equal",
+    prune: ArrayLike | Sequence[float] | Literal["equal"] = "equal",
     *,
     prunable: Callable[[str, jax.Array], bool] | None = None,
     reinit_free: Literal["zero", "keep", "random"] = "zero",
@@ -205,7 +206,7 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
         raise ValueError(
             f"packnet: prune must list one share for each of {tasks} tasks, got {len(prune)}."
         )
-    if not isinstance(shares, jax.core.Tracer) and not np.all(np.asarray(shares)[:-1]):
+    if masks.is_concrete(shares) and not np.all(np.asarray(shares)[:-1]):
         keeper = int(np.argmin(np.asarray(shares)[:-1])) + 1
         raise ValueError(
             f"packnet: task {keeper} gives up no weight, so none is free for task {keeper + 1}; "

@@ -1,8 +1,9 @@
 """PNN: a new column for each task, with lateral connections to the frozen ones."""
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -117,7 +118,7 @@ def pnn(
 
 def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
     """The network of `pnn`: columns 1 to k in order, of which only column k is differentiated."""
-    sources = tasks - 1
+    sources, run_column = tasks - 1, cast(Callable, model.column)
 
     def init(key):
         params, statistics = model.init(key)
@@ -134,7 +135,7 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
                 for p, spec, h in zip(column["laterals"], specs, hiddens)
             ]
             own = jax.tree.map(lambda leaf: leaf[j], statistics)
-            _, new, _ = model.column(column["column"], own, x, tuple(inputs), train=False)
+            _, new, _ = run_column(column["column"], own, x, tuple(inputs), train=False)
             return tuple(h.at[..., j, :].set(n) for h, n in zip(hiddens, new))
 
         empty = [(x.shape[0], *s.hidden[:-1], sources, s.hidden[-1]) for s in specs]
@@ -149,9 +150,7 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
                 apply_lateral(p, spec, h, task)
                 for p, spec, h in zip(own["laterals"], specs, features)
             ]
-            logits, _, row = model.column(
-                own["column"], row, x, tuple(inputs), train=train, key=key
-            )
+            logits, _, row = run_column(own["column"], row, x, tuple(inputs), train=train, key=key)
         else:
             logits, row = model.apply(own["column"], row, x, train=train, key=key)
         return logits, jax.tree.map(lambda leaf, new: leaf.at[task].set(new), statistics, row)

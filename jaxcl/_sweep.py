@@ -19,6 +19,7 @@ from rich.table import Table
 from jaxcl import metrics, recipes, replicas, study
 from jaxcl._compare import UNSHARED, bars, claim, conclude, introduce, load, show, write_settings
 from jaxcl.recipes import SWEPT, Options
+from jaxcl.replicas import Device
 from jaxcl.study import Study
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Outcome(NamedTuple):
     test: np.ndarray
 
 
-def prepare(command: "Sweep", devices: Sequence[jax.Device], cache: Path | None) -> Callable:
+def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> Callable:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Returns:

@@ -269,7 +269,7 @@ def transfer_score(curve, baseline) -> np.ndarray:
             f"transfer_score: expected two curves of the same two or more moments, got shapes "
             f"{curve.shape} and {baseline.shape}."
         )
-    return np.trapezoid(curve) / np.trapezoid(baseline)
+    return np.asarray(np.trapezoid(curve) / np.trapezoid(baseline))
 
 
 def plot(

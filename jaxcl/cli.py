@@ -23,6 +23,7 @@ import jax
 import jaxcl
 from jaxcl import recipes
 from jaxcl.recipes import METHODS, SWEPT, Options
+from jaxcl.replicas import Device
 
 HELP = """Parameter-isolation continual learning in JAX.
 
@@ -214,7 +215,7 @@ def use_cache(wanted: bool) -> Path | None:
     return Path(folder)
 
 
-def use_devices(run: Run) -> list[jax.Device]:
+def use_devices(run: Run) -> list[Device]:
     """The devices to run on. On a CPU JAX is told to show each core as one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if run.devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
@@ -268,17 +269,18 @@ def _names_and_tuples(info):
     import tyro
 
     kind, *_ = typing.get_args(info.type) if info.type_origin is tuple else (info.type,)
-    metavar = {str: "NAME", int: "INT", float: "FLOAT"}.get(kind)
-    if info.type is str:
-        read, write = (lambda words: words[0]), (lambda name: [name])
-    elif info.type_origin is tuple:
-        metavar = f"{metavar},..."
+    metavar = {str: "NAME", int: "INT", float: "FLOAT"}.get(kind, "")
 
-        def read(words):
-            return () if words == ["None"] else tuple(map(kind, words[0].split(",")))
+    def read_tuple(words):
+        return () if words == ["None"] else tuple(map(kind, words[0].split(",")))
 
-        def write(values):
-            return [",".join(map(str, values)) or "None"]
+    def write_tuple(values):
+        return [",".join(map(str, values)) or "None"]
+
+    if info.type_origin is tuple:
+        metavar, read, write = f"{metavar},...", read_tuple, write_tuple
+    elif info.type is str:
+        read, write = (lambda words: words[0]), (lambda value: [value])
     else:
         return None
     origin = info.type_origin or info.type

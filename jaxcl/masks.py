@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 PyTree = Any
 
@@ -256,11 +257,14 @@ def size_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def is_concrete(value: Any) -> bool:
+    """False for a traced value, whose number cannot be checked."""
+    return not isinstance(value, Tracer)
+
+
 def check_fraction(name: str, value: Any) -> None:
     """Raises ValueError if a number (or any of an array of numbers) is outside [0, 1]."""
-    if not isinstance(value, jax.core.Tracer) and not np.all(
-        (np.asarray(value) >= 0) & (np.asarray(value) <= 1)
-    ):
+    if is_concrete(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):
         raise ValueError(f"{name} must be in [0, 1], got {value}.")
 
 

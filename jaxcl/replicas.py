@@ -10,6 +10,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
+Device = Any  # jax.Device, which type checkers take for a variable
 
 AXIS = "replica"
 BATCH_AXIS = "batch"
@@ -42,7 +43,7 @@ def layout(
     replicas: int,
     replica_bytes: int,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[Device] | None = None,
     chunk: int | None = None,
     split: int = 1,
 ) -> Layout:

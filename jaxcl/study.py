@@ -7,13 +7,15 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import ArrayLike
 
 from jaxcl import masks, replicas, train
 from jaxcl.data import Benchmark, Split
+from jaxcl.replicas import Device
 from jaxcl.train import Data, Learner, Metrics, Setup
 
 PyTree = Any
-Recipe = Callable[[Mapping[str, jax.Array]], Setup]
+Recipe = Callable[[Mapping[str, Any]], Setup]
 
 FEATURE_BYTES = 2 << 30  # budget for the stored activations of PNN's frozen columns, all replicas
 
@@ -77,8 +79,8 @@ def build(
     *,
     epochs: int,
     retrain_epochs: int = 0,
-    settings: Mapping[str, Sequence[float]] | None = None,
-    devices: Sequence[jax.Device] | None = None,
+    settings: Mapping[str, ArrayLike] | None = None,
+    devices: Sequence[Device] | None = None,
     chunk: int | None = None,
     split: int = 1,
 ) -> Study:
@@ -102,12 +104,12 @@ def build(
         ValueError: for settings of unequal length, a `split` that does not divide the batch, or
             numbers out of range.
     """
-    seeds = np.asarray(seeds, np.uint32)
-    settings = {name: np.asarray(value, np.float32) for name, value in (settings or {}).items()}
-    for name, value in settings.items():
-        if value.shape != seeds.shape:
+    numbers = np.asarray(seeds, np.uint32)
+    values = {name: np.asarray(value, np.float32) for name, value in (settings or {}).items()}
+    for name, value in values.items():
+        if value.shape != numbers.shape:
             raise ValueError(
-                f"setting '{name}' needs one value for each of {seeds.size} replicas, "
+                f"setting '{name}' needs one value for each of {numbers.size} replicas, "
                 f"got shape {value.shape}."
             )
     if epochs < 1 or retrain_epochs < 0:
@@ -115,12 +117,12 @@ def build(
     tasks = len(benchmark.tasks)
     shapes = jax.eval_shape(
         lambda s: recipe(s).model.init(jax.random.key(0))[0],
-        {name: value[0] for name, value in settings.items()},
+        {name: value[0] for name, value in values.items()},
     )
     where = replicas.layout(
-        seeds.size, masks.size_bytes(shapes), devices=devices, chunk=chunk, split=split
+        numbers.size, masks.size_bytes(shapes), devices=devices, chunk=chunk, split=split
     )
-    _check_batch(recipe({name: value[0] for name, value in settings.items()}).batch, split)
+    _check_batch(recipe({name: value[0] for name, value in values.items()}).batch, split)
     traces = Counter()
 
     def program(function, donate=True):
@@ -158,13 +160,13 @@ def build(
     for function in (train.frozen_features, evaluate):
         programs[function.__name__] = program(function, donate=False)
     return Study(
-        recipe, benchmark, seeds, settings, epochs, retrain_epochs, where, programs, traces
+        recipe, benchmark, numbers, values, epochs, retrain_epochs, where, programs, traces
     )
 
 
 def run(
     study: Study,
-    learners: Learner | None = None,
+    learners: Any = None,
     first: int = 0,
     *,
     split: Literal["val", "test"] = "test",
@@ -186,15 +188,15 @@ def run(
     setup = study.recipe({name: value[0] for name, value in study.settings.items()})
     held_out = replicas.share(stack([getattr(task, split) for task in benchmark.tasks]), where)
     needs_validation = setup.select is not None or setup.patience is not None
-    mixture = mixed([task.train for task in benchmark.tasks]) if setup.mixed else None
     length = max(task.train.y.size for task in benchmark.tasks)
     validation_length = max(task.val.y.size for task in benchmark.tasks)
+    mixture = mixed([task.train for task in benchmark.tasks]) if setup.mixed else None
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, where), fixed)
 
     for task in range(first, len(benchmark.tasks)):
         number = jnp.int32(task)
-        if setup.mixed:
+        if mixture:
             data = mixture(task)
         else:
             data = train.examples(*benchmark.tasks[task].train, length=length)

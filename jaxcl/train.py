@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import ArrayLike
 
 from jaxcl import masks
 from jaxcl._isolate import isolate
@@ -68,10 +69,10 @@ class Data(NamedTuple):
         task: int array [length], each example's task, for `Setup.mixed`; else None.
     """
 
-    x: jax.Array
-    y: jax.Array
-    count: jax.Array
-    task: jax.Array | None = None
+    x: Any
+    y: Any
+    count: Any
+    task: Any = None
 
 
 class Plan(NamedTuple):
@@ -217,7 +218,7 @@ def examples(x: Any, y: Any, *, classes: int | None = None, length: int | None =
     return Data(x, rows, np.int32(y.size))
 
 
-def begin_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
+def begin_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
     """Prepares a learner for its next task: the method's own preparation, a fresh optimizer."""
     key = jax.random.fold_in(jax.random.fold_in(learner.key, 1), task)
     theta, state = setup.method.begin_task(key, learner.theta, learner.state, task)
@@ -230,7 +231,7 @@ def begin_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
     return begin_phase(setup, learner, task)
 
 
-def begin_phase(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
+def begin_phase(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
     """Renews the optimizer and the plan: at a task's start, and before PackNet's retraining."""
     trainable = setup.method.trainable(learner.theta, learner.state, task)
     return learner._replace(
@@ -239,7 +240,7 @@ def begin_phase(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
     )
 
 
-def end_task(setup: Setup, learner: Learner, task: jax.Array) -> Learner:
+def end_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
     """Closes a task: PackNet prunes, HAT accumulates its attention, PNN freezes its column."""
     theta, state = setup.method.end_task(learner.theta, learner.state, task)
     return learner._replace(theta=theta, state=state)
@@ -257,8 +258,8 @@ def epoch(
     setup: Setup,
     learner: Learner,
     data: Data,
-    task: jax.Array,
-    index: jax.Array,
+    task: ArrayLike,
+    index: ArrayLike,
     validation: Data | None = None,
     features: PyTree | None = None,
 ) -> tuple[Learner, Metrics]:
@@ -334,8 +335,8 @@ def evaluate(
     setup: Setup,
     learner: Learner,
     data: Data,
-    task: jax.Array,
-    progress: jax.Array | None = None,
+    task: ArrayLike,
+    progress: ArrayLike | None = None,
 ) -> Metrics:
     """Loss and accuracy of one task's network, as it would be used after training.
 
@@ -366,7 +367,7 @@ def evaluate(
 
 
 def network(
-    setup: Setup, learner: Learner, task: jax.Array, progress: jax.Array | None = None
+    setup: Setup, learner: Learner, task: ArrayLike, progress: ArrayLike | None = None
 ) -> tuple[PyTree, PyTree]:
     """One task's network: `(params, statistics)` for `setup.model.apply`."""
     params = setup.method.view(learner.theta, learner.state, task, progress)
@@ -379,7 +380,7 @@ def evaluate_all(setup: Setup, learner: Learner, data: Data) -> Metrics:
     return jax.lax.map(lambda args: evaluate(setup, learner, *args), (data, tasks))
 
 
-def frozen_features(setup: Setup, learner: Learner, data: Data, task: jax.Array) -> PyTree:
+def frozen_features(setup: Setup, learner: Learner, data: Data, task: ArrayLike) -> PyTree:
     """What the network's frozen part gives for each example: it does not change during a task.
 
     Returns:
