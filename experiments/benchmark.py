@@ -127,8 +127,8 @@ def rates(config: Config) -> list[dict]:
 
 def peers(config: Config) -> list[dict]:
     """Side by side with PyTorch's loops and with Avalanche, in the same process."""
-    from peers import Problem, STRATEGIES, available, avalanche_strategy
     import peers as torch_peers
+    from peers import STRATEGIES, Problem, available, avalanche_strategy
 
     rows, reasons = [], available()
     for name, reason in reasons.items():

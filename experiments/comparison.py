@@ -19,8 +19,8 @@ from jaxcl import data, masks, metrics, recipes, study
 
 METHODS = ("finetune", "joint", "pnn", "hat", "packnet")
 SEEDS = range(4)
-ROOMY = recipes.Options(hidden=(100, 100), epochs=30)
-CROWDED = recipes.Options(hidden=(16, 16), epochs=30)
+ROOMY = recipes.Options(hidden=(100, 100), epochs=10)
+CROWDED = recipes.Options(hidden=(16, 16), epochs=10)
 HERE = Path(__file__).parent
 
 

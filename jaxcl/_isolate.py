@@ -59,8 +59,8 @@ def isolate(
     >>> tx = isolate(optax.adamw(0.1), {"w": jnp.array([True, False, True])})
     >>> state = tx.init(params)
     >>> updates, state = tx.update({"w": jnp.ones(3)}, state, params)
-    >>> print(optax.apply_updates(params, updates)["w"])
-    [0.89999 1.      0.89999]
+    >>> [round(float(w), 2) for w in optax.apply_updates(params, updates)["w"]]
+    [0.9, 1.0, 0.9]
     """
     inner = optax.with_extra_args_support(inner)
 

@@ -190,7 +190,7 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
             that would leave no free weight.
 
     >>> print(prune_fractions(4, "equal"))
-    [0.75       0.6666667  0.5        0.        ]
+    [0.75      0.6666667 0.5       0.       ]
     """
     if isinstance(prune, str):
         if prune != "equal":

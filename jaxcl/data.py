@@ -228,7 +228,7 @@ def split_digits(tasks: int = 5, **options) -> Benchmark:
     return split(digits(**options), tasks)
 
 
-def permuted_digits(tasks: int = 8, *, seed: int = 0, **options) -> Benchmark:
+def permuted_digits(tasks: int = 6, *, seed: int = 0, **options) -> Benchmark:
     """`digits` with permuted pixels; its options."""
     return permuted(digits(seed=seed, **options), tasks, seed)
 

@@ -373,7 +373,7 @@ def test_set_that_is_not_prepared(tmp_path, monkeypatch):
     pytest.importorskip("tensorflow_datasets")
     (tmp_path / "mnist" / "3.0.1").mkdir(parents=True)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError, match="mnist") as caught:
         data.load("split_mnist")
     message = str(caught.value)
     assert f"mnist is not prepared in {tmp_path / 'mnist'};" in message

@@ -229,12 +229,11 @@ def forgotten(setup, kind, optimizers, retrain=False):
 
     @jax.jit
     def finished(learner, task):
-        view = setup.method.view(learner.theta, learner.state, task)
-        row = 0 if setup.norm == "shared" else task
-        row = jax.tree.map(lambda rows: rows[row], learner.statistics)
-        logits, _ = setup.model.apply(view, row, x)
-        row = upto(task + 1, row) if "columns" in view else row
-        return {"view": essence(setup, view), "statistics": row, "logits": logits}
+        view, statistics = train.network(setup, learner, task)
+        logits, _ = setup.model.apply(view, statistics, x)
+        if "columns" in view:  # each column has its own
+            statistics = upto(task + 1, statistics)
+        return {"view": essence(setup, view), "statistics": statistics, "logits": logits}
 
     def look(learner, task):
         return jax.device_get(finished(learner, task))
@@ -259,6 +258,8 @@ def forgotten(setup, kind, optimizers, retrain=False):
             for k, before in enumerate(kept):
                 changed |= changes(before, look(learner, k))
             kept.append(look(learner, task))
+            if setup.norm == "frozen":  # by the first task
+                changed |= changes(kept[0], kept[-1]) & {"statistics"}
         return changed
 
     key = jax.random.key(0, impl="unsafe_rbg")  # compiles faster
