@@ -12,7 +12,7 @@ from jaxcl._hat import HATState, gate, hat
 from jaxcl._isolate import IsolateState, isolate, set_trainable
 from jaxcl._method import Method, finetune, multihead
 from jaxcl._model import LateralSpec, Model
-from jaxcl._packnet import PackNetState, packnet
+from jaxcl._packnet import PackNetState, ledger, packnet
 from jaxcl._pnn import PNNState, pnn
 from jaxcl.wiring import Wiring, trace_wiring
 
@@ -35,6 +35,7 @@ __all__ = [
     "gate",
     "hat",
     "isolate",
+    "ledger",
     "masks",
     "metrics",
     "models",
