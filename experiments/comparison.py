@@ -108,7 +108,7 @@ def main() -> None:
     numbers = {"roomy": roomy, "crowded": crowded, "device": jax.devices()[0].device_kind}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "comparison.json").write_text(
-        json.dumps(numbers, default=lambda array: array.tolist(), indent=1) + "\n"
+        json.dumps(numbers, default=lambda array: array.tolist()) + "\n"
     )
     print(page)
 
