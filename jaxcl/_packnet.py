@@ -78,6 +78,7 @@ def packnet(
         raise ValueError(
             f"packnet: reinit_free must be 'zero', 'keep' or 'random', got {reinit_free!r}."
         )
+    masks.check_options(ties, scope)
     fractions = prune_fractions(tasks, prune)
     not_weights = f"{heads}|(bias|scale)$"
     is_prunable = prunable or (

@@ -198,10 +198,7 @@ def smallest_fraction(
     [False  True  True False]
     """
     check_fraction("fraction", fraction)
-    if ties not in ("exact", "original"):
-        raise ValueError(f"ties must be 'exact' or 'original', got {ties!r}.")
-    if scope not in ("leaf", "global"):
-        raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}.")
+    check_options(ties, scope)
     if among is None:
         among = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), values)
 
@@ -227,6 +224,14 @@ def smallest_fraction(
     )
     marked = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(flat, ends), leaves)]
     return jax.tree.unflatten(structure, marked)
+
+
+def check_options(ties: str, scope: str) -> None:
+    """Raises ValueError for an option that `smallest_fraction` does not know."""
+    if ties not in ("exact", "original"):
+        raise ValueError(f"ties must be 'exact' or 'original', got {ties!r}.")
+    if scope not in ("leaf", "global"):
+        raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}.")
 
 
 def count(mask: PyTree, params: PyTree | None = None) -> jax.Array:
