@@ -148,11 +148,11 @@ def build(
         capacity = setup.method.capacity(learner.theta, learner.state)
         return train.evaluate_all(setup, learner, data).accuracy, capacity
 
-    def end(setup, learner, task):
+    def end(setup, learner, task, validation):
         learner = train.end_task(setup, train.end_phase(setup, learner), task)
-        return train.begin_phase(setup, learner, task) if retrain_epochs else learner
+        return train.begin_phase(setup, learner, task, validation) if retrain_epochs else learner
 
-    def end_phase(setup, learner, task):
+    def end_phase(setup, learner, task, validation):
         return train.end_phase(setup, learner)
 
     changing = (start, train.begin_task, epoch, end, end_phase)
@@ -219,7 +219,7 @@ def run(
                 if setup.patience is not None and _all_stopped(learners, where):
                     epoch = phase_end
             if close == "end" or study.retrain_epochs:
-                learners = programs[close](learners, fixed, number)
+                learners = programs[close](learners, fixed, number, validation)
         results = programs["evaluate"](learners, fixed, held_out)
         accuracy, capacity = replicas.fetch(results, where)
         yield TaskEnd(task, accuracy, capacity, learners)

@@ -231,12 +231,30 @@ def begin_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
     return begin_phase(setup, learner, task)
 
 
-def begin_phase(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
-    """Renews the optimizer and the plan: at a task's start, and before PackNet's retraining."""
+def begin_phase(
+    setup: Setup, learner: Learner, task: ArrayLike, validation: Data | None = None
+) -> Learner:
+    """Renews the optimizer and the plan: at a task's start, and before PackNet's retraining.
+
+    Args:
+        setup: method, network and optimizer.
+        learner: the learner.
+        task: the task.
+        validation: where `setup` keeps the best state, the examples on which the one that the
+            phase begins with competes with those of its epochs; None if the first epoch is to win.
+
+    Returns:
+        The learner, ready for `epoch`.
+
+    Source: the authors' code. PackNet keeps the pruned network if retraining never beats it; HAT
+        starts every task from an infinite loss.
+    """
     trainable = setup.method.trainable(learner.theta, learner.state, task)
+    plan = _new_plan(setup, learner.theta, learner.statistics)
+    if plan.kept is not None and validation is not None:
+        plan = plan._replace(best=_to_beat(setup, learner, validation, task))
     return learner._replace(
-        opt_state=isolate(setup.optimizer, trainable).init(learner.theta),
-        plan=_new_plan(setup, learner.theta, learner.statistics),
+        opt_state=isolate(setup.optimizer, trainable).init(learner.theta), plan=plan
     )
 
 
@@ -488,13 +506,17 @@ def _new_plan(setup, theta, statistics):
     )
 
 
+def _to_beat(setup, learner, validation, task):
+    """What the best state has the lowest of, with the network that would be stored."""
+    metrics = evaluate(setup, learner, validation, task)
+    if setup.select == "accuracy":
+        return -metrics.accuracy
+    return metrics.loss + setup.method.penalty(learner.theta, learner.state, task, None)
+
+
 def _follow_plan(setup, before, after, validation, task):
     """Keeps the best epoch, and divides the step size or stops as the original HAT does."""
-    plan = before.plan
-    metrics = evaluate(setup, after, validation, task)
-    value = metrics.loss + setup.method.penalty(after.theta, after.state, task, None)
-    if setup.select == "accuracy":
-        value = -metrics.accuracy
+    plan, value = before.plan, _to_beat(setup, after, validation, task)
     better = (value < plan.best) & ~plan.stopped
     found = (after.theta, after.statistics)
     plan = plan._replace(
