@@ -50,9 +50,9 @@ class Record(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One method of a comparison: its study, how far it is, and what its network costs."""
+    """One method of a comparison: its study in stages, how far it is, what its network costs."""
 
-    study: Study
+    stages: list[Study]
     done: int
     record: Record
     folder: Path
@@ -150,13 +150,11 @@ def command_line(command) -> str:
 def _part(method, benchmark, command, devices, folder) -> Part:
     """Builds one method's study, and restores how far it is."""
     run, options, tasks = command.run, command.training, len(benchmark.tasks)
-    recipe = recipes.recipe(method, benchmark, options)
-    epochs, retrain_epochs = recipes.epochs_of(method, options)
-    built = study.build(
-        recipe, benchmark, range(run.seeds), epochs=epochs, retrain_epochs=retrain_epochs,
+    stages = recipes.stages(
+        method, benchmark, options, range(run.seeds),
         devices=devices, chunk=run.chunk, split=run.split,
     )  # fmt: skip
-    learner = jax.eval_shape(lambda key: train.start(recipe({}), key, tasks), jax.random.key(0))
+    learner = _shapes(stages[-1])
     parameters, extra_bytes = recipes.cost(method, benchmark, learner, options)
     nothing = Record(
         learners=None,
@@ -169,10 +167,20 @@ def _part(method, benchmark, command, devices, folder) -> Part:
     done, record = 0, nothing
     if found:
         done, path = found
-        record = _restore(path, nothing, learner, built.layout)
+        stage = next(one for one in stages if len(one.benchmark.tasks) >= done)
+        record = _restore(path, nothing, _shapes(stage), stage.layout)
         if done == tasks:
             record = record._replace(learners=None)
-    return Part(built, done, record, folder, parameters, extra_bytes)
+    return Part(stages, done, record, folder, parameters, extra_bytes)
+
+
+def _shapes(stage: Study) -> PyTree:
+    """The shapes of one learner."""
+    settings = {name: value[0] for name, value in stage.settings.items()}
+    tasks = len(stage.benchmark.tasks)
+    return jax.eval_shape(
+        lambda key: train.start(stage.recipe(settings), key, tasks), jax.random.key(0)
+    )
 
 
 def _restore(path: Path, record: Record, learner: PyTree, where: replicas.Layout) -> Record:
@@ -196,7 +204,7 @@ def _restore(path: Path, record: Record, learner: PyTree, where: replicas.Layout
 def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: Path, cache):
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
-    where = next(iter(parts.values())).study.layout
+    where = next(iter(parts.values())).stages[0].layout
     introduce(err, settings, where, cache)
     methods = {}
     with bars(err) as progress:
@@ -239,7 +247,7 @@ def _train(part: Part, progress: Callable) -> Record:
     record = part.record
     if part.done == tasks:
         return record
-    for event in study.run(part.study, learners, part.done):
+    for event in study.run_growing(part.stages, learners, part.done):
         if isinstance(event, study.EpochEnd):
             progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
             continue
@@ -247,7 +255,7 @@ def _train(part: Part, progress: Callable) -> Record:
         record = Record(
             event.learners, accuracy, capacity,
             np.asarray(seconds + time.perf_counter() - start, np.float32),
-            np.asarray(max(compilations, part.study.traces["epoch"]), np.int32),
+            np.asarray(max(compilations, study.compilations(part.stages)), np.int32),
         )  # fmt: skip
         path = part.folder / f"task_{event.task + 1}"
         checkpoint.save(path, record)

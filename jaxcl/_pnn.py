@@ -110,7 +110,7 @@ def pnn(
         begin_task=begin_task,
         view=view,
         end_task=end_task,
-        capacity=lambda theta, state: (state.current + 1) / tasks,
+        capacity=lambda theta, state: jnp.float32(1),  # it grows, and is always in full use
         tasks=tasks,
     )
     return method, _network(model, tasks, specs)
@@ -169,34 +169,42 @@ def init_laterals(specs, sources, kind, alpha, projection, key, task) -> list[Py
     """
     exists = jnp.arange(sources) < task
     number = jnp.maximum(task, 1)
-    widths = [projection or spec.hidden[-1] for spec in specs]
+    shared_key, source_key = jax.random.split(key)
 
-    def from_sources(normal, fan_in):
-        return jnp.where(exists[:, None, None], normal / jnp.sqrt(fan_in * number), 0.0)
+    def sizes(spec):
+        """Window, units of a source, width of the projection, outputs."""
+        units = spec.hidden[-1]
+        return spec.kernel or (), units, projection or units, spec.out[-1]
 
-    shapes = []
-    for spec, width in zip(specs, widths):
-        window, units, out = spec.kernel or (), spec.hidden[-1], spec.out[-1]
-        if kind == "linear":
-            shapes += [(*window, sources, units, out)]
-        else:
-            shapes += [(sources, units, width), (*window, width, out)]
-    normals = iter(draw(jax.random.normal, key, shapes))
-    laterals = []
-    for spec, width in zip(specs, widths):
-        taps, units = math.prod(spec.kernel or ()), spec.hidden[-1]
-        if kind == "linear":
-            laterals.append({"kernel": from_sources(next(normals), taps * units)})
-            continue
-        laterals.append(
-            {
-                "alpha": jnp.where(exists, jnp.asarray(alpha, float), 0.0),
-                "project": from_sources(next(normals), units),
-                "bias": jnp.zeros(width),
-                "kernel": next(normals) / math.sqrt(taps * width),
-            }
+    shapes = [
+        (*window, units, out) if kind == "linear" else (units, width)
+        for window, units, width, out in map(sizes, specs)
+    ]
+    # Drawn source by source, so that the room for further sources does not change the values.
+    keys = jax.vmap(partial(jax.random.fold_in, source_key))(jnp.arange(sources))
+    projections = jax.vmap(lambda key: draw(jax.random.normal, key, shapes))(keys)
+    kernels = iter(())
+    if kind == "adapter":
+        shapes = [(*window, width, out) for window, _, width, out in map(sizes, specs)]
+        kernels = iter(draw(jax.random.normal, shared_key, shapes))
+
+    def start(spec, normal):
+        window, units, width, _ = sizes(spec)
+        taps = math.prod(window)
+        fan_in = number * units * (taps if kind == "linear" else 1)
+        found = jnp.where(
+            exists.reshape(-1, *[1] * (normal.ndim - 1)), normal / jnp.sqrt(fan_in), 0.0
         )
-    return laterals
+        if kind == "linear":
+            return {"kernel": jnp.moveaxis(found, 0, -3)}
+        return {
+            "alpha": jnp.where(exists, jnp.asarray(alpha, float), 0.0),
+            "project": found,
+            "bias": jnp.zeros(width),
+            "kernel": next(kernels) / math.sqrt(taps * width),
+        }
+
+    return [start(spec, normal) for spec, normal in zip(specs, projections)]
 
 
 def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) -> jax.Array:

@@ -73,17 +73,14 @@ def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> 
     claim(folder, settings, resume=not (folder / "results.json").exists())
     combinations = list(itertools.product(*swept.values()))
     columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
-    epochs, retrain_epochs = recipes.epochs_of(method, options)
-    built = study.build(
-        recipes.recipe(method, benchmark, options), benchmark,
-        list(range(run.seeds)) * len(combinations), settings=dict(zip(swept, columns)),
-        epochs=epochs, retrain_epochs=retrain_epochs,
-        devices=devices, chunk=run.chunk, split=run.split,
+    stages = recipes.stages(
+        method, benchmark, options, list(range(run.seeds)) * len(combinations),
+        settings=dict(zip(swept, columns)), devices=devices, chunk=run.chunk, split=run.split,
     )  # fmt: skip
-    jax.eval_shape(built.programs["start"], *_shapes(built))
+    jax.eval_shape(stages[0].programs["start"], *_shapes(stages[0]))
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder, settings, command, devices)
-    return partial(_work, built, swept, combinations, settings, folder, cache)
+    return partial(_work, stages, swept, combinations, settings, folder, cache)
 
 
 def _shapes(built: Study) -> Any:
@@ -93,33 +90,36 @@ def _shapes(built: Study) -> Any:
     return padded(built.seeds), (jax.tree.map(padded, built.settings),)
 
 
-def _work(built: Study, swept, combinations, settings: dict, folder: Path, cache) -> None:
+def _work(stages: list[Study], swept, combinations, settings: dict, folder: Path, cache) -> None:
     """Trains all replicas, shows the table and writes the results."""
     out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
-    introduce(err, settings, built.layout, cache)
+    introduce(err, settings, stages[0].layout, cache)
     start = time.perf_counter()
     with bars(err) as progress:
         row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
-        outcome = _train(built, swept, combinations, partial(show, progress, row))
+        outcome = _train(stages, swept, combinations, partial(show, progress, row))
     if settings["method"] in UNSHARED:
         outcome = outcome._replace(capacity=None)
     seconds = time.perf_counter() - start
-    paths = _write(outcome, settings, seconds, built.traces["epoch"], folder)
+    count = study.compilations(stages)
+    paths = _write(outcome, settings, seconds, count, folder)
     out.print(_table(outcome, settings))
     out.print(_sentence(outcome))
-    count = built.traces["epoch"]
     times = "once" if count == 1 else f"{count} times"
-    out.print(f"{len(built.seeds)} runs in {seconds:.1f} s; the training was compiled {times}.")
+    out.print(
+        f"{outcome.validation.size} runs in {seconds:.1f} s; the training was compiled {times}."
+    )
     conclude(out, folder, [folder / "settings.json", *paths])
 
 
-def _train(built: Study, swept, combinations, progress: Callable) -> Outcome:
+def _train(stages: list[Study], swept, combinations, progress: Callable) -> Outcome:
     """Trains all replicas, chooses by validation accuracy, and only then looks at the test sets."""
-    tasks, where = built.benchmark.tasks, built.layout
-    accuracy = np.full((len(built.seeds), len(tasks), len(tasks)), np.nan)
+    last = stages[-1]
+    tasks, where = last.benchmark.tasks, last.layout
+    accuracy = np.full((len(last.seeds), len(tasks), len(tasks)), np.nan)
     progress(tasks=len(tasks), task=0, epoch=0, epochs=1)
     event = None
-    for event in study.run(built, split="val"):
+    for event in study.run_growing(stages, split="val"):
         if isinstance(event, study.EpochEnd):
             progress(tasks=len(tasks), task=event.task, epoch=event.epoch, epochs=event.epochs)
         else:
@@ -132,8 +132,8 @@ def _train(built: Study, swept, combinations, progress: Callable) -> Outcome:
     validation = rows(metrics.average_accuracy(accuracy))
     best = int(np.argmax(validation.mean(axis=1)))
     tests = replicas.share(study.stack([task.test for task in tasks]), where)
-    fixed = (replicas.place(built.settings, where),)
-    test, _ = built.programs["evaluate"](event.learners, fixed, tests)
+    fixed = (replicas.place(last.settings, where),)
+    test, _ = last.programs["evaluate"](event.learners, fixed, tests)
     return Outcome(
         swept=swept,
         combinations=combinations,

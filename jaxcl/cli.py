@@ -141,10 +141,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         resumed = "; the same command with --resume goes on" if type(command) is Compare else ""
         _fail(f"stopped{resumed}.", code=130)
-    except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        _fail("the device is out of memory; a smaller --chunk, --seeds or --batch may fit.")
+    except MemoryError as error:
+        _fail(error)
 
 
 def parse(args: Sequence[str]) -> Compare | Sweep:

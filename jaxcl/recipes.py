@@ -1,7 +1,7 @@
 """Ready-made setups: each method by its name, with the settings that the command offers."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -9,17 +9,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcl import masks, models
+from jaxcl import masks, models, study
 from jaxcl._hat import hat
 from jaxcl._method import HEAD, Method, finetune, multihead
 from jaxcl._model import Model
 from jaxcl._packnet import packnet
 from jaxcl._pnn import pnn
 from jaxcl.data import Benchmark, normalize
+from jaxcl.study import Study
 from jaxcl.train import Setup
 
 METHODS = ("finetune", "joint", "independent", "pnn", "hat", "packnet")
 SWEPT = ("learning_rate", "s_max", "c", "prune", "alpha", "weight_decay")
+
+COLUMNS = 8  # that the first program of PNN has room for
 
 PyTree = Any
 
@@ -88,6 +91,45 @@ def epochs_of(method: str, options: Options) -> tuple[int, int]:
     return before, options.epochs - before
 
 
+def rooms(method: str, tasks: int) -> list[int]:
+    """The numbers of tasks that a method's programs have room for, one program after the other.
+
+    PNN computes with all columns that there is room for, in every step. So its room doubles, from
+    `COLUMNS` on; `experiments/benchmark.py --parts growth` measures that choice.
+
+    >>> rooms("pnn", 20), rooms("hat", 20)
+    ([8, 16, 20], [20])
+    """
+    smaller = [COLUMNS << i for i in range(tasks) if COLUMNS << i < tasks]
+    return [*smaller, tasks] if method == "pnn" else [tasks]
+
+
+def stages(
+    method: str, benchmark: Benchmark, options: Options, seeds: Sequence[int], **build: Any
+) -> list[Study]:
+    """The studies of one method, one for each of `rooms`, for `study.run_growing`.
+
+    Args:
+        method: one of `METHODS`.
+        benchmark: the sequence of tasks.
+        options: all settings.
+        seeds: one for each replica.
+        **build: what else `study.build` takes: settings, devices, chunk, split.
+    """
+    before, after = epochs_of(method, options)
+    return [
+        study.build(
+            recipe(method, benchmark, options, room),
+            benchmark._replace(tasks=benchmark.tasks[:room]),
+            seeds,
+            epochs=before,
+            retrain_epochs=after,
+            **build,
+        )
+        for room in rooms(method, len(benchmark.tasks))
+    ]
+
+
 def network(benchmark: Benchmark, options: Options) -> Model:
     """The network of a comparison, for one benchmark's inputs and classes."""
     classes = max(task.classes for task in benchmark.tasks)
@@ -105,7 +147,7 @@ def network(benchmark: Benchmark, options: Options) -> Model:
 
 
 def recipe(
-    method: str, benchmark: Benchmark, options: Options = Options()
+    method: str, benchmark: Benchmark, options: Options = Options(), room: int | None = None
 ) -> Callable[[Mapping[str, jax.Array]], Setup]:
     """The setup of one method, as a function of the settings that are swept.
 
@@ -113,6 +155,8 @@ def recipe(
         method: one of `METHODS`.
         benchmark: the sequence of tasks.
         options: all settings.
+        room: number of tasks, the first of the sequence, that the method has room for; all by
+            default. See `rooms`.
 
     Returns:
         A function from a mapping of swept settings, which may be traced and take the place of the
@@ -123,10 +167,10 @@ def recipe(
     """
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
-    tasks = len(benchmark.tasks)
+    tasks = room or len(benchmark.tasks)
     base = network(benchmark, options)
     prepare = normalize(benchmark)
-    classes = jnp.array([task.classes for task in benchmark.tasks])
+    classes = jnp.array([task.classes for task in benchmark.tasks[:tasks]])
     per_task = f"{HEAD}|norm" if options.norm == "per_task" else HEAD
 
     def setup(settings: Mapping[str, jax.Array]) -> Setup:

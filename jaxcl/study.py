@@ -1,5 +1,6 @@
 """A study: one method on a sequence of tasks, for many seeds and settings, in a few programs."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -155,9 +156,12 @@ def build(
     def end_phase(setup, learner, task, validation):
         return train.end_phase(setup, learner)
 
+    def grow(setup, learner):
+        return train.grow(setup, learner, tasks)
+
     changing = (start, train.begin_task, epoch, end, end_phase)
     programs = {function.__name__: program(function) for function in changing}
-    for function in (train.frozen_features, evaluate):
+    for function in (grow, train.frozen_features, evaluate):
         programs[function.__name__] = program(function, donate=False)
     return Study(
         recipe, benchmark, numbers, values, epochs, retrain_epochs, where, programs, traces
@@ -223,6 +227,110 @@ def run(
         results = programs["evaluate"](learners, fixed, held_out)
         accuracy, capacity = replicas.fetch(results, where)
         yield TaskEnd(task, accuracy, capacity, learners)
+
+
+def run_growing(
+    stages: Sequence[Study],
+    learners: Any = None,
+    first: int = 0,
+    *,
+    split: Literal["val", "test"] = "test",
+) -> Iterator[EpochEnd | TaskEnd]:
+    """`run` for a network whose arrays are sized by the number of tasks, such as PNN's.
+
+    A program that has room for all tasks from the first on would compute with all of it in every
+    step, and one program a task would be compiled as often as there are tasks. So the sequence is
+    trained in stages, each of which has room for more tasks than the one before.
+
+    Args:
+        stages: studies of the same replicas, each on the first tasks of one benchmark, and on more
+            of them than the one before.
+        learners: see `run`.
+        first: likewise.
+        split: likewise.
+
+    Yields:
+        What `run` does; the accuracy on tasks that a stage has no room for is nan.
+
+    Raises:
+        MemoryError: if a device runs out of memory; it says which chunk would fit.
+    """
+    tasks = [len(stage.benchmark.tasks) for stage in stages]
+    for i, stage in enumerate(stages):
+        if first >= tasks[i]:
+            continue
+        if learners is not None and i and first == tasks[i - 1]:
+            fixed = (replicas.place(stage.settings, stage.layout),)
+            learners = stage.programs["grow"](learners, fixed)
+        events = run(stage, learners, first, split=split)
+        while event := _next(events, stage):
+            if isinstance(event, TaskEnd):
+                learners, missing = event.learners, tasks[-1] - tasks[i]
+                accuracy = np.pad(event.accuracy, [(0, 0), (0, missing)], constant_values=np.nan)
+                event = event._replace(accuracy=accuracy)
+            yield event
+        first = tasks[i]
+
+
+def _next(events: Iterator, stage: Study) -> EpochEnd | TaskEnd | None:
+    try:
+        return next(events, None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise MemoryError(_advice(stage)) from error
+
+
+def _advice(stage: Study) -> str:
+    """What to do once a device is out of memory, from the sizes of programs with smaller chunks."""
+    where = stage.layout
+    device = where.mesh.devices.flat[0]
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit is None:  # a CPU, whose devices share the machine's memory
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // where.mesh.size
+    says = f"the device is out of memory: {where.chunk} replicas at a time, {where.share} in all"
+    chunk = where.chunk
+    while chunk > 1:
+        chunk //= 2
+        smaller = build(
+            stage.recipe, stage.benchmark, list(stage.seeds), settings=stage.settings,
+            epochs=stage.epochs, retrain_epochs=stage.retrain_epochs,
+            devices=list(where.mesh.devices.flat), chunk=chunk,
+            split=where.mesh.shape[replicas.BATCH_AXIS],
+        )  # fmt: skip
+        if (needed := program_bytes(smaller)) < 0.9 * limit:
+            return f"{says}; --chunk {chunk} needs {needed / 1e9:.2g} of its {limit / 1e9:.2g} GB."
+    return f"{says}; no chunk fits its {limit / 1e9:.2g} GB: choose fewer seeds or settings."
+
+
+def program_bytes(stage: Study) -> int:
+    """Bytes that the training of an epoch needs on each device: arguments, results, temporaries."""
+    where, programs = stage.layout, stage.programs
+
+    def padded(leaf):
+        return jax.ShapeDtypeStruct((where.padded, *leaf.shape[1:]), leaf.dtype)
+
+    settings = jax.tree.map(padded, stage.settings)
+    learners = jax.eval_shape(programs["start"], padded(stage.seeds), (settings,))
+    setup = stage.recipe({name: value[0] for name, value in stage.settings.items()})
+    tasks = stage.benchmark.tasks
+    data = train.examples(*max((task.train for task in tasks), key=lambda split: split.y.size))
+    validation = train.examples(*tasks[0].val) if learners.plan.kept is not None else None
+    number, features = jnp.int32(0), None
+    if features_fit(stage, setup, learners, data):
+        features = jax.eval_shape(programs["frozen_features"], learners, (settings,), data, number)
+    used = programs["epoch"].lower(
+        learners, (settings, features), data, number, number, validation
+    ).compile().memory_analysis()  # fmt: skip
+    return (
+        used.argument_size_in_bytes + used.output_size_in_bytes
+        + used.temp_size_in_bytes - used.alias_size_in_bytes
+    )  # fmt: skip
+
+
+def compilations(stages: Sequence[Study]) -> int:
+    """How often the training of an epoch was traced, so compiled."""
+    return sum(stage.traces["epoch"] for stage in stages)
 
 
 def _all_stopped(learners: Learner, where: replicas.Layout) -> bool:

@@ -231,6 +231,20 @@ def begin_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
     return begin_phase(setup, learner, task)
 
 
+def grow(setup: Setup, learner: Learner, tasks: int) -> Learner:
+    """A learner with room for more tasks, between two of them: the old arrays lead the new ones."""
+    fresh = start(setup, learner.key, tasks)
+
+    def keep(new, old):
+        return jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim)
+
+    kept = {
+        name: jax.tree.map(keep, getattr(fresh, name), getattr(learner, name))
+        for name in ("theta", "state", "statistics")
+    }
+    return fresh._replace(**kept)
+
+
 def begin_phase(
     setup: Setup, learner: Learner, task: ArrayLike, validation: Data | None = None
 ) -> Learner:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 
@@ -282,11 +283,14 @@ def test_damaged_checkpoint_is_refused(finished, tmp_path, capsys):
 
 
 def test_out_of_memory(tmp_path, monkeypatch, capsys):
-    def exhausted(*args):
+    """The message names a chunk whose program has been measured to fit."""
+
+    def exhausted(*args, **kwargs):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
+        yield
 
     monkeypatch.setattr(study, "run", exhausted)
     with pytest.raises(SystemExit) as end:
-        compare(tmp_path)
+        compare(tmp_path, *["--seeds", "8", "--chunk", "4", "--devices", "2"], methods="finetune")
     assert end.value.code == 2
-    assert "smaller --chunk" in capsys.readouterr().err
+    assert re.search(r"4 replicas at a time, 4 in all; --chunk 2 needs", capsys.readouterr().err)

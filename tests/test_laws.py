@@ -535,6 +535,31 @@ def test_law_3_compile_once(method, tasks, epochs, count):
     assert set(built.traces.values()) == {1}
 
 
+def test_law_3_pnn_grows_by_doubling_and_gives_the_same_numbers(monkeypatch):
+    """A few programs for many columns: how much room they have is not seen in the results."""
+    monkeypatch.setattr(recipes, "COLUMNS", 2)
+    benchmark, seeds = digits(5), [3, 1]
+    stages = recipes.stages("pnn", benchmark, OPTIONS, seeds, devices=jax.devices()[:1])
+    assert [len(stage.benchmark.tasks) for stage in stages] == [2, 4, 5]
+
+    def learn(stages):
+        ends = [e for e in study.run_growing(stages) if isinstance(e, study.TaskEnd)]
+        columns = jax.device_get(ends[-1].learners.state.columns)
+        return columns, np.stack([end.accuracy for end in ends], 1)
+
+    columns, accuracy = learn(stages)
+    expected_columns, expected = learn(stages[-1:])
+    assert study.compilations(stages) == 3
+    jax.tree.map(
+        lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-4),
+        columns,
+        expected_columns,
+    )
+    finished = np.tril_indices(5)
+    np.testing.assert_allclose(accuracy[:, *finished], expected[:, *finished], atol=1e-6)
+    assert np.isnan(accuracy[:, :2, 2:]).all() and np.isnan(accuracy[:, :4, 4]).all()
+
+
 def test_law_3_bites_masks_in_the_closure():
     tasks = 3
     built = build("packnet", tasks, 1, epochs=1)
