@@ -39,6 +39,9 @@ class Options:
         weight_decay: decay of the weights, decoupled from the gradient.
         batch: examples in a step.
         epochs: epochs on each task; PackNet trains two thirds of them before it prunes.
+        select: keep the epoch with the best validation loss or accuracy; None keeps the last one.
+        patience: epochs without a better one, by the loss unless select says otherwise, before the
+            step size is divided by 3, and a task ends below 0.002 of it; None trains all epochs.
         s_max: HAT: scale of the gates at the end of each epoch.
         c: HAT: weight of the regularizer.
         hard: HAT: threshold the gates once a task ends, so that nothing is forgotten.
@@ -56,6 +59,8 @@ class Options:
     weight_decay: float = 0.0
     batch: int = 32
     epochs: int = 30
+    select: Literal["loss", "accuracy"] | None = None
+    patience: int | None = None
     s_max: float = 400.0
     c: float = 0.75
     hard: bool = True
@@ -201,6 +206,8 @@ def recipe(
             batch=options.batch,
             norm=norm,
             mixed=method == "joint",
+            select=options.select,
+            patience=options.patience,
         )
 
     return setup

@@ -206,7 +206,10 @@ def run(
             data = train.examples(*benchmark.tasks[task].train, length=length)
         data, validation = replicas.share(data, where), None
         if needs_validation:
-            validation = train.examples(*benchmark.tasks[task].val, length=validation_length)
+            if mixture:
+                validation = stack([task.val for task in benchmark.tasks])
+            else:
+                validation = train.examples(*benchmark.tasks[task].val, length=validation_length)
             validation = replicas.share(validation, where)
         learners = programs["begin_task"](learners, fixed, number)
         features = None

@@ -38,9 +38,11 @@ class Setup(NamedTuple):
             `"original"` is the share of the examples seen before the batch.
         mixed: train on examples of all tasks so far, each with its own task's head.
         select: keep the state of the epoch with the best validation `"loss"` or `"accuracy"`.
-        patience: epochs without a better validation loss before the step size is divided by 3;
-            training stops once it is below `least_scale`. None to train all epochs.
-        least_scale: smallest share of the step size to train with.
+        patience: epochs without a better one, by the loss unless `select` says otherwise, before
+            the step size is divided by 3; training stops once it is below `least_scale`. None to
+            train all epochs.
+        least_scale: smallest share of the step size to train with; the original HAT goes from 0.05
+            down to 1e-4.
         axis: name of the mesh axis over which each batch is split, inside `jax.shard_map`.
     """
 
@@ -303,7 +305,8 @@ def epoch(
         data: the task's examples.
         task: the task, an integer scalar counted from 0.
         index: the epoch's number, which selects its random order.
-        validation: examples that choose the best epoch and pace the step size, where `setup` asks.
+        validation: examples that choose the best epoch and pace the step size, where `setup` asks;
+            for `setup.mixed` those of all tasks, with a leading [tasks] axis.
         features: what the network's `frozen` part gives for each example of `data`, [length, ...].
 
     Returns:
@@ -522,7 +525,12 @@ def _new_plan(setup, theta, statistics):
 
 def _to_beat(setup, learner, validation, task):
     """What the best state has the lowest of, with the network that would be stored."""
-    metrics = evaluate(setup, learner, validation, task)
+    if setup.mixed:  # the tasks so far, each with its own head
+        share = (jnp.arange(setup.classes.shape[0]) <= task) / (task + 1)
+        each = evaluate_all(setup, learner, validation)
+        metrics = jax.tree.map(lambda values: jnp.sum(share * values), each)
+    else:
+        metrics = evaluate(setup, learner, validation, task)
     if setup.select == "accuracy":
         return -metrics.accuracy
     return metrics.loss + setup.method.penalty(learner.theta, learner.state, task, None)
@@ -531,7 +539,7 @@ def _to_beat(setup, learner, validation, task):
 def _follow_plan(setup, before, after, validation, task):
     """Keeps the best epoch, and divides the step size or stops as the original HAT does."""
     plan, value = before.plan, _to_beat(setup, after, validation, task)
-    better = (value < plan.best) & ~plan.stopped
+    better = value < plan.best
     found = (after.theta, after.statistics)
     plan = plan._replace(
         best=jnp.where(better, value, plan.best),
@@ -543,10 +551,8 @@ def _follow_plan(setup, before, after, validation, task):
         plan = plan._replace(
             scale=scale,
             patience=jnp.where(left > 0, left, setup.patience),
-            stopped=plan.stopped | (scale < setup.least_scale),
+            stopped=scale < setup.least_scale,
         )
-    running = ~before.plan.stopped
-    unchanged = before._replace(plan=plan)
     return jax.tree.map(
-        lambda new, old: jnp.where(running, new, old), after._replace(plan=plan), unchanged
+        lambda new, old: jnp.where(before.plan.stopped, old, new), after._replace(plan=plan), before
     )

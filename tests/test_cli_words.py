@@ -55,6 +55,7 @@ def snapshot(folder):
         ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
         ("compare --seeds 0", "--seeds must be at least 1, got 0"),
         ("compare --epochs 0", "--epochs must be at least 1, got 0"),
+        ("compare --patience 0", "--patience must be at least 1, got 0"),
         ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
         ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
         ("compare --learning-rate 0", "--learning-rate must be above 0, got 0.0"),
@@ -128,7 +129,9 @@ def test_parses_what_settings_spell_out():
     from jaxcl._compare import command_line
 
     words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
+    words += " --select loss --patience 5"
     command = cli.parse(words.split())
+    assert (command.training.select, command.training.patience) == ("loss", 5)
     assert command.methods == ("hat", "pnn")
     assert (command.training.hidden, command.training.hard) == ((7, 8), False)
     assert not command.run.cache

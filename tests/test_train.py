@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcl import data, recipes, study
+from jaxcl import data, recipes, study, train
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)
 RATE = np.float32(0.05)
@@ -82,3 +82,107 @@ def test_a_pruned_network_that_retraining_never_beats_is_kept():
     assert equal(*retrained(built, rate=3.0))
     assert not equal(*retrained(built, rate=RATE))  # but one that does is not
     assert not equal(*retrained(built, rate=3.0, drop_validation=True))  # the broken twin
+
+
+# The original HAT's schedule
+
+HASTY = recipes.Options(hidden=(6,), batch=16, optimizer="sgd", patience=1, epochs=30)
+
+
+def one_by_one(method, seeds, options):
+    """The schedule in plain Python: each seed's epochs on both tasks, and where it ends."""
+
+    def setup(rate):
+        made = recipes.recipe(method, digits(), options)({"learning_rate": rate})
+        return made._replace(select=None, patience=None)
+
+    @jax.jit
+    def begin(learner, task):
+        return train.begin_task(setup(RATE), learner, task)
+
+    @jax.jit
+    def epoch(learner, rate, task, index, examples, validation):
+        learner, _ = train.epoch(setup(rate), learner, examples, task, index)
+        penalty = setup(rate).method.penalty(learner.theta, learner.state, task, None)
+        return learner, train.evaluate(setup(rate), learner, validation, task).loss + penalty
+
+    @jax.jit
+    def end(learner, task):
+        return train.end_task(setup(RATE), learner, task)
+
+    for seed in seeds:
+        learner, epochs = train.start(setup(RATE), jax.random.key(seed), 2), []
+        for task, splits in enumerate(digits().tasks):
+            learner, rate, best, left = begin(learner, task), RATE, np.inf, options.patience
+            kept = learner
+            for index in range(options.epochs):
+                examples, validation = train.examples(*splits.train), train.examples(*splits.val)
+                learner, value = epoch(learner, rate, task, index, examples, validation)
+                if value < best:
+                    best, kept, left = value, learner, options.patience
+                else:
+                    left -= 1
+                    rate, left = (rate, left) if left else (rate / 3, options.patience)
+                    if rate < 0.002 * RATE:
+                        break
+            learner = end(kept, task)
+            epochs.append(index + 1)
+        yield epochs, jax.device_get((learner.theta, learner.state))
+
+
+def together(method, seeds, options):
+    """A study: each seed's epochs on both tasks, where they end, and what moved after its stop."""
+    built = build(method, {}, seeds, options, epochs=options.epochs)
+    stopped, moved = ([], []), set()
+
+    def epoch(learners, fixed, data, task, *rest):
+        before = jax.device_get((learners.theta, learners.plan))
+        learners, metrics = built.programs["epoch"](learners, fixed, data, task, *rest)
+        stopped[int(task)].append(jax.device_get(learners.plan.stopped))
+        after = jax.device_get((learners.theta, learners.plan))
+        for i in np.flatnonzero(before[1].stopped):
+            one_before, one_after = jax.tree.map(lambda leaf: leaf[i], (before, after))  # noqa: B023
+            moved.update([] if equal(one_before, one_after) else [int(i)])
+        return learners, metrics
+
+    *_, last = study.run(built._replace(programs=built.programs | {"epoch": epoch}))
+    assert built.traces["epoch"] == 1
+    epochs = [np.sum(~np.array(history[:-1]), axis=0) + 1 for history in stopped]
+    return np.stack(epochs, 1).tolist(), jax.device_get(last.learners), moved
+
+
+def test_seeds_in_one_program_stop_where_single_runs_stop(monkeypatch):
+    seeds = range(8)
+    epochs, learners, moved = together("hat", seeds, HASTY)
+    assert len({e for of_seed in epochs for e in of_seed}) > 3, epochs
+    assert moved == set()
+    for i, (expected, end) in enumerate(one_by_one("hat", seeds, HASTY)):
+        assert epochs[i] == expected
+        got = jax.tree.map(lambda leaf: leaf[i], (learners.theta, learners.state))  # noqa: B023
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), got, end)
+
+    def never_stops(setup, before, *rest):
+        running = before.plan._replace(stopped=jnp.zeros_like(before.plan.stopped))
+        return follow(setup, before._replace(plan=running), *rest)
+
+    follow = train._follow_plan
+    monkeypatch.setattr(train, "_follow_plan", never_stops)
+    assert together("hat", seeds, HASTY)[2] != set()  # the broken twin
+
+
+def test_joint_training_is_judged_by_the_tasks_so_far():
+    setup = recipes.recipe("joint", digits(), recipes.Options(hidden=(6,), select="loss"))({})
+    mixture = study.mixed([task.train for task in digits().tasks])
+    validation = study.stack([task.val for task in digits().tasks])
+
+    @jax.jit
+    def learn(learner, task, data):
+        learner = train.begin_task(setup, learner, task)
+        learner, _ = train.epoch(setup, learner, data, task, 0, validation)
+        return learner, train.evaluate_all(setup, learner, validation).loss
+
+    learner = train.start(setup, jax.random.key(0), 2)
+    for task in range(2):
+        learner, losses = learn(learner, task, mixture(task))
+        np.testing.assert_allclose(learner.plan.best, np.mean(losses[: task + 1]), 1e-6)
+    assert abs(losses[0] - losses[1]) > 1e-3
