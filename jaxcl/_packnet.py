@@ -43,7 +43,9 @@ def packnet(
 
     A task claims the free weights and trains them beside its predecessors' frozen ones. `end_task`
     frees the smallest of its own; train once more after it, with the same method, to recover.
-    Biases, norms and whatever else is not prunable train on the first task and are frozen after.
+    Biases, norms and whatever else is not prunable train on the first task and are frozen after;
+    each task gets its own by `multihead(packnet(tasks), tasks, heads="head|bias|norm")`, with your
+    leaves' names, as in CPG (Hung et al., 2019).
 
     Args:
         tasks: number of tasks, 1 to 254.

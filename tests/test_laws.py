@@ -179,7 +179,8 @@ def make_setup(method, kind, library, norm="frozen", optimizers=("adamw",)):
     if "pnn" in method:
         norm = "shared"  # each column has its own
     else:
-        chosen = jaxcl.multihead(chosen, TASKS, "head|norm" if norm == "per_task" else "head")
+        own = {"per_task": "head|norm", "all_per_task": "head|norm|bias"}.get(norm, "head")
+        chosen, norm = jaxcl.multihead(chosen, TASKS, own), norm.removeprefix("all_")
     optimizer = any_of([OPTIMIZERS[name] for name in optimizers])
     return train.Setup(chosen, model, optimizer, batch=4, norm=norm)
 
@@ -292,7 +293,7 @@ CASES += [
             ("packnet zero", "mlp", "linen", "frozen"),
             ("packnet keep", "conv", "nnx", "frozen"),
             ("packnet random", "conv", "linen", "per_task"),
-            ("packnet zero", "residual", "nnx", "per_task"),
+            ("packnet zero", "residual", "nnx", "all_per_task"),
             ("packnet keep", "residual", "linen", "frozen"),
             ("hat", "mlp", "linen", "frozen"),
             ("hat", "conv", "nnx", "per_task"),

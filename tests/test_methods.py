@@ -5,6 +5,7 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -254,6 +255,64 @@ def test_packnet_trains_its_own_weights_and_the_rest_just_once():
                 theta, state = method.end_task(theta, state, task)
         for path, owner in state.owner.items():  # what was freed stays zero in the retraining
             assert not np.any(np.asarray(masks.leaves_by_path(theta)[path])[owner == 0])
+
+
+@pytest.mark.parametrize("heads", ["head", "head|bias"])
+def test_packnet_s_biases_may_be_each_task_s_own(heads):
+    """As in CPG: the second task moves its own, and the first one's network is what it was."""
+    method = jaxcl.multihead(jaxcl.packnet(TASKS, 0.5), TASKS, heads)
+    theta, state = method.begin_task(KEY, *method.init(KEY, params()), 0)
+    theta, state = method.end_task(move(0, method, theta, state, 0), state, 0)
+    first = method.view(theta, state, 0)
+    theta, state = method.begin_task(KEY, theta, state, 1)
+    before, theta = theta, move(1, method, theta, state, 1)
+    equal(method.view(theta, state, 0), first)
+    old, new = (method.view(t, state, 1)["layers"][0]["bias"] for t in (before, theta))
+    assert np.all(old != new) == (heads == "head|bias")
+    assert np.array_equal(old, new) == (heads == "head")
+
+
+@pytest.mark.parametrize(
+    ("reinit_free", "bias", "wakes"),
+    [
+        ("zero", 0.0, False),
+        ("zero", -0.1, False),
+        ("zero", 0.1, True),  # it fires, so its outgoing weights learn
+        ("keep", 0.0, True),
+        ("random", 0.0, True),
+    ],
+)
+def test_a_unit_whose_weights_are_all_free_may_be_dead(reinit_free, bias, wakes):
+    """Claimed at zero beside a frozen bias <= 0, it gets no gradient at either side."""
+    start = jax.tree.map(lambda leaf: jnp.sign(leaf) * (1 + jnp.abs(leaf)), params())
+    first, second = (start["layers"][i] for i in (0, 1))
+    first["kernel"] = first["kernel"].at[:, 2].multiply(0.01)
+    first["bias"] = first["bias"].at[2].set(bias)
+    second["kernel"] = second["kernel"].at[2].multiply(0.01)
+    method = jaxcl.packnet(2, [1 / 5, 0.0], reinit_free=reinit_free)  # one unit of five
+    theta, state = method.init(KEY, start)
+    for task in range(2):
+        theta, state = method.begin_task(KEY, theta, state, task)
+        theta, state = method.end_task(theta, state, task) if task == 0 else (theta, state)
+        if task == 0:
+            freed = state.owner["layers/0/kernel"][:, 2], state.owner["layers/1/kernel"][2]
+            assert all(np.all(owner == 0) for owner in freed)
+            assert sum(np.sum(owner == 0) for owner in state.owner.values()) == 4 + 3
+    tx = jaxcl.isolate(optax.sgd(0.1), method.trainable(theta, state, 1))
+    x, y = noise(1, jnp.zeros((32, 4))), noise(2, jnp.zeros((32, 2)))
+
+    @jax.jit
+    def step(carry, _):
+        def loss(theta):
+            return jnp.mean((mlp().apply(method.view(theta, state, 1, 0.5), {}, x)[0] - y) ** 2)
+
+        updates, opt_state = tx.update(jax.grad(loss)(carry[0]), carry[1], carry[0])
+        return (optax.apply_updates(carry[0], updates), opt_state), None
+
+    trained = jax.lax.scan(step, (theta, tx.init(theta)), length=5)[0][0]
+    for i, own in enumerate([np.s_[:, 2], np.s_[2]]):
+        old, new = (np.asarray(tree["layers"][i]["kernel"][own]) for tree in (theta, trained))
+        assert np.any(old != new) == wakes
 
 
 @pytest.mark.parametrize("reinit_free", ["zero", "keep", "random"])
