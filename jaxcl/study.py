@@ -29,7 +29,7 @@ class Study(NamedTuple):
         benchmark: the sequence of tasks.
         seeds: array [replicas].
         settings: numeric settings, arrays [replicas].
-        epochs: epochs of training on a task.
+        epochs: epochs of training on each task, before `end_task`.
         retrain_epochs: epochs after `end_task`, which PackNet needs; 0 for none.
         layout: where the replicas run.
         programs: the compiled functions, by name.
@@ -40,7 +40,7 @@ class Study(NamedTuple):
     benchmark: Benchmark
     seeds: np.ndarray
     settings: dict[str, np.ndarray]
-    epochs: int
+    epochs: tuple[int, ...]
     retrain_epochs: int
     layout: replicas.Layout
     programs: dict[str, Callable]
@@ -78,7 +78,7 @@ def build(
     benchmark: Benchmark,
     seeds: Sequence[int],
     *,
-    epochs: int,
+    epochs: int | Sequence[int],
     retrain_epochs: int = 0,
     settings: Mapping[str, ArrayLike] | None = None,
     devices: Sequence[Device] | None = None,
@@ -91,7 +91,8 @@ def build(
         recipe: settings -> `train.Setup`. It is called while programs are traced.
         benchmark: the sequence of tasks.
         seeds: one for each replica.
-        epochs: epochs on each task, at least 1.
+        epochs: epochs on each task, at least 1; or one number for each task, where 0 leaves it as
+            it begins: a pretrained network that PackNet prunes at once.
         retrain_epochs: further epochs after each task's `end_task`.
         settings: numeric settings, one value for each replica.
         devices: see `replicas.layout`.
@@ -113,9 +114,16 @@ def build(
                 f"setting '{name}' needs one value for each of {numbers.size} replicas, "
                 f"got shape {value.shape}."
             )
-    if epochs < 1 or retrain_epochs < 0:
-        raise ValueError(f"epochs must be at least 1, got {epochs} and {retrain_epochs} more.")
     tasks = len(benchmark.tasks)
+    alike = isinstance(epochs, (int, np.integer))
+    each = (int(epochs),) * tasks if alike else tuple(epochs)
+    if len(each) != tasks or min(each) < alike:
+        raise ValueError(
+            f"epochs must be at least 1, or one number from 0 on for each of {tasks} tasks, "
+            f"got {epochs}."
+        )
+    if retrain_epochs < 0:
+        raise ValueError(f"retrain_epochs must be at least 0, got {retrain_epochs}.")
     shapes = jax.eval_shape(
         lambda s: recipe(s).model.init(jax.random.key(0))[0],
         {name: value[0] for name, value in values.items()},
@@ -163,9 +171,7 @@ def build(
     programs = {function.__name__: program(function) for function in changing}
     for function in (grow, train.frozen_features, evaluate):
         programs[function.__name__] = program(function, donate=False)
-    return Study(
-        recipe, benchmark, numbers, values, epochs, retrain_epochs, where, programs, traces
-    )
+    return Study(recipe, benchmark, numbers, values, each, retrain_epochs, where, programs, traces)
 
 
 def run(
@@ -215,8 +221,8 @@ def run(
         features = None
         if features_fit(study, setup, learners, data):
             features = programs["frozen_features"](learners, fixed, data, number)
-        epoch, planned = 0, study.epochs + study.retrain_epochs
-        for close, phase_end in (("end", study.epochs), ("end_phase", planned)):
+        epoch, planned = 0, study.epochs[task] + study.retrain_epochs
+        for close, phase_end in (("end", study.epochs[task]), ("end_phase", planned)):
             while epoch < phase_end:
                 learners, metrics = programs["epoch"](
                     learners, (settings, features), data, number, jnp.int32(epoch), validation

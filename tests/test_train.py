@@ -60,7 +60,7 @@ def retrained(built, rate, drop_validation=False):
 
     def epoch(learners, fixed, data, task, index, validation):
         settings, features = fixed
-        if index >= built.epochs:
+        if index >= built.epochs[0]:
             settings = {"learning_rate": jnp.full_like(settings["learning_rate"], rate)}
         return programs["epoch"](learners, (settings, features), data, task, index, validation)
 
@@ -82,6 +82,42 @@ def test_a_pruned_network_that_retraining_never_beats_is_kept():
     assert equal(*retrained(built, rate=3.0))
     assert not equal(*retrained(built, rate=RATE))  # but one that does is not
     assert not equal(*retrained(built, rate=3.0, drop_validation=True))  # the broken twin
+
+
+def test_a_pretrained_network_is_pruned_before_it_is_trained():
+    recipe = recipes.recipe("packnet", digits(), OPTIONS)
+    params, _ = jax.jit(recipe({}).model.init)(jax.random.key(7))
+
+    def pretrained(settings):
+        setup = recipe(settings)
+        return setup._replace(model=setup.model._replace(init=lambda key: (params, {})))
+
+    built = study.build(
+        pretrained, digits(), [0], epochs=[0, 1], retrain_epochs=1, devices=jax.devices()[:1]
+    )
+    seen = []
+
+    def end(learners, *rest):
+        learners = built.programs["end"](learners, *rest)
+        seen.append(jax.device_get((learners.theta, learners.state)))
+        return learners
+
+    events = list(study.run(built._replace(programs=built.programs | {"end": end})))
+    epochs = [(e.task, e.epoch, e.epochs) for e in events if isinstance(e, study.EpochEnd)]
+    assert epochs == [(0, 1, 1), (1, 1, 2), (1, 2, 2)]
+    weights = np.asarray(params["layers"][0]["kernel"])
+    least = np.sort(np.abs(weights).ravel())[round(0.9 * weights.size)]
+    theta, state = jax.tree.map(lambda leaf: leaf[0], seen[0])
+    np.testing.assert_array_equal(state.owner["layers/0/kernel"], np.abs(weights) >= least)
+    kept = np.where(np.abs(weights) >= least, weights, 0)
+    np.testing.assert_array_equal(theta["layers"][0]["kernel"], kept)
+    np.testing.assert_array_equal(theta["head"]["kernel"][0], params["head"]["kernel"])
+
+
+@pytest.mark.parametrize("epochs", [0, [1], [1, -1], [1, 1, 1]])
+def test_epochs_are_for_each_task(epochs):
+    with pytest.raises(ValueError, match="epochs must be at least 1, or one number from 0 on for"):
+        build("packnet", {}, [0], epochs=epochs)
 
 
 # The original HAT's schedule
