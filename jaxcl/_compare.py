@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import jaxcl
-from jaxcl import checkpoint, data, metrics, recipes, replicas, report, study, train
+from jaxcl import checkpoint, data, masks, metrics, recipes, replicas, report, study, train
 from jaxcl.data import Benchmark
 from jaxcl.replicas import Device
 from jaxcl.study import Study
@@ -50,7 +50,10 @@ class Record(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One method of a comparison: its study in stages, how far it is, what its network costs."""
+    """One method of a comparison: its study in stages, how far it is, what its network costs.
+
+    `about` is what the terminal says of it beforehand.
+    """
 
     stages: list[Study]
     done: int
@@ -58,6 +61,7 @@ class Part(NamedTuple):
     folder: Path
     parameters: int
     extra_bytes: int
+    about: str
 
 
 def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -> Callable:
@@ -171,7 +175,12 @@ def _part(method, benchmark, command, devices, folder) -> Part:
         record = _restore(path, nothing, _shapes(stage), stage.layout)
         if done == tasks:
             record = record._replace(learners=None)
-    return Part(stages, done, record, folder, parameters, extra_bytes)
+    about = ""
+    if method == "packnet":
+        owner = learner.state.owner
+        total = masks.summary(learner.theta, owner).splitlines()[-1]
+        about = f"packnet: {total} ({masks.shorten(sorted(owner))})"
+    return Part(stages, done, record, folder, parameters, extra_bytes, about)
 
 
 def _shapes(stage: Study) -> PyTree:
@@ -206,6 +215,8 @@ def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: 
     out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
     where = next(iter(parts.values())).stages[0].layout
     introduce(err, settings, where, cache)
+    for about in filter(None, (part.about for part in parts.values())):
+        err.print(about, markup=False, soft_wrap=True)
     methods = {}
     with bars(err) as progress:
         rows = {

@@ -61,7 +61,8 @@ def packnet(
         heads: regular expression of the heads' paths, as for `multihead`.
 
     Returns:
-        A method whose `theta` is the parameters.
+        A method whose `theta` is the parameters. `masks.summary(params, state.owner)` tells which
+        leaves it prunes.
 
     Raises:
         ValueError: for settings out of range, or if no leaf is prunable.

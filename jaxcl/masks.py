@@ -6,7 +6,7 @@ named `trainable`, True means "may change".
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -255,6 +255,41 @@ def count(mask: PyTree, params: PyTree | None = None) -> jax.Array:
 def capacity(used: PyTree) -> jax.Array:
     """Share of entries that are True, over all leaves, in [0, 1]."""
     return count(used) / max(sum(leaf.size for leaf in jax.tree.leaves(used)), 1)
+
+
+def summary(params: PyTree, chosen: Container[str], name: str = "prunable") -> str:
+    """A table of all leaves, which says of each whether it is among the chosen ones.
+
+    Args:
+        params: pytree of arrays, or of their shapes.
+        chosen: paths of leaves, such as the keys of PackNet's `state.owner`.
+        name: what the chosen leaves are.
+
+    Returns:
+        A line for each leaf with its path, shape and number of entries, and one with the totals.
+
+    >>> params = {"head": jnp.zeros((3, 2)), "layer": {"bias": jnp.zeros(3), "w": jnp.zeros((4, 3))}}
+    >>> print(summary(params, {"layer/w"}))
+    leaf        shape   entries  prunable
+    head        (3, 2)        6  no
+    layer/bias  (3,)          3  no
+    layer/w     (4, 3)       12  yes
+    1 of 3 leaves is prunable: 12 of 21 entries
+    """
+    leaves = leaves_by_path(params)
+    rows = [("leaf", "shape", "entries", name)]
+    rows += [
+        (path, str(tuple(leaf.shape)), f"{leaf.size:,}", "yes" if path in chosen else "no")
+        for path, leaf in leaves.items()
+    ]
+    width = [max(map(len, column)) for column in zip(*rows)]
+    lines = [f"{p:{width[0]}}  {s:{width[1]}}  {n:>{width[2]}}  {c}" for p, s, n, c in rows]
+    taken = [leaf.size for path, leaf in leaves.items() if path in chosen]
+    lines.append(
+        f"{len(taken)} of {len(leaves)} leaves {'is' if len(taken) == 1 else 'are'} {name}: "
+        f"{sum(taken):,} of {sum(leaf.size for leaf in leaves.values()):,} entries"
+    )
+    return "\n".join(lines)
 
 
 def size_bytes(tree: PyTree) -> int:

@@ -126,6 +126,8 @@ def test_shows_table_sentence_and_files(finished, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert "split_digits: 2 tasks, 3 seeds, on 2 CPU devices" in err
     assert "jaxcl/xla (not with --no-cache)" in err
+    total = "packnet: 1 of 4 leaves is prunable: 512 of 610 entries ('layers/0/kernel')"
+    assert total in " ".join(err.split())
     for words in ("Fine-tuning", "PackNet", "forgets", "Written to", "results.json"):
         assert words in out
     for line in out.splitlines()[:8]:
