@@ -268,7 +268,8 @@ def summary(params: PyTree, chosen: Container[str], name: str = "prunable") -> s
     Returns:
         A line for each leaf with its path, shape and number of entries, and one with the totals.
 
-    >>> params = {"head": jnp.zeros((3, 2)), "layer": {"bias": jnp.zeros(3), "w": jnp.zeros((4, 3))}}
+    >>> layer = {"bias": jnp.zeros(3), "w": jnp.zeros((4, 3))}
+    >>> params = {"head": jnp.zeros((3, 2)), "layer": layer}
     >>> print(summary(params, {"layer/w"}))
     leaf        shape   entries  prunable
     head        (3, 2)        6  no
