@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 PyTree = Any
 
 UNSHARED = ("finetune", "joint")  # all tasks use the whole network: no capacity to speak of
+DIVIDED = ("hat", "packnet")  # each task leaves less of one network to the next
 
 
 class Record(NamedTuple):
@@ -38,6 +39,8 @@ class Record(NamedTuple):
         learners: the state of all replicas, with a leading [padded] axis.
         accuracy: [replicas, tasks, tasks], nan where it is not measured yet.
         capacity: [replicas, tasks], likewise.
+        overlap: share of the network that both of two tasks use, [replicas, tasks, tasks]; nan for
+            methods that do not choose.
         seconds: time spent so far, a scalar.
         compilations: of the training step, an integer scalar.
     """
@@ -45,6 +48,7 @@ class Record(NamedTuple):
     learners: PyTree
     accuracy: PyTree
     capacity: PyTree
+    overlap: PyTree
     seconds: PyTree
     compilations: PyTree
 
@@ -90,7 +94,7 @@ def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -
     }
     folder.mkdir(parents=True, exist_ok=True)
     write_settings(folder, settings, command, devices)
-    return partial(_work, parts, benchmark, settings, folder, cache)
+    return partial(_work, parts, benchmark, settings, command.warn_free, folder, cache)
 
 
 def load(run: "Run", options: recipes.Options) -> Benchmark:
@@ -139,7 +143,8 @@ def write_settings(folder: Path, settings: dict, command, devices: Sequence[Devi
 def command_line(command) -> str:
     """The command with every option spelled out."""
     words = ["jaxcl", type(command).__name__.lower(), *filter(None, [vars(command).get("method")])]
-    given = {"methods": vars(command).get("methods"), **vars(command.run), **vars(command.training)}
+    own = {name: vars(command).get(name) for name in ("methods", "warn_free")}
+    given = {**own, **vars(command.run), **vars(command.training)}
     for name, value in given.items():
         option = name.replace("_", "-")
         if isinstance(value, bool):
@@ -164,6 +169,7 @@ def _part(method, benchmark, command, devices, folder) -> Part:
         learners=None,
         accuracy=np.full((run.seeds, tasks, tasks), np.nan, np.float32),
         capacity=np.full((run.seeds, tasks), np.nan, np.float32),
+        overlap=np.full((run.seeds, tasks, tasks), np.nan, np.float32),
         seconds=np.zeros((), np.float32),
         compilations=np.zeros((), np.int32),
     )
@@ -210,7 +216,9 @@ def _restore(path: Path, record: Record, learner: PyTree, where: replicas.Layout
     return Record(learners, *map(np.array, numbers))
 
 
-def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: Path, cache):
+def _work(
+    parts: dict[str, Part], benchmark: Benchmark, settings: dict, least_free: float, folder, cache
+) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
     where = next(iter(parts.values())).stages[0].layout
@@ -223,7 +231,8 @@ def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: 
             method: progress.add_task(method, start=False, total=1, status="") for method in parts
         }
         for method, part in parts.items():
-            record = _train(part, partial(show, progress, rows[method]))
+            warn = partial(_warn, err, method, least_free if method in DIVIDED else 0)
+            record = _train(part, partial(show, progress, rows[method]), warn)
             result = f"accuracy {100 * metrics.average_accuracy(record.accuracy).mean():.1f}%"
             progress.update(rows[method], status=result)
             if not err.is_terminal:
@@ -231,6 +240,8 @@ def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: 
             methods[method] = {
                 "accuracy": record.accuracy.tolist(),
                 "capacity": record.capacity.tolist() if method not in UNSHARED else None,
+                "free": metrics.free(record.capacity).tolist() if method in DIVIDED else None,
+                **_shared(record.overlap),
                 "parameters": part.parameters,
                 "extra_bytes": part.extra_bytes,
                 "seconds": round(float(record.seconds), 2),
@@ -249,10 +260,18 @@ def _work(parts: dict[str, Part], benchmark: Benchmark, settings: dict, folder: 
     conclude(out, folder, [folder / "settings.json", *paths])
 
 
-def _train(part: Part, progress: Callable) -> Record:
+def _shared(overlap: np.ndarray) -> dict:
+    """What of each task's weights each later one uses, and the share that each uses by itself."""
+    if np.isnan(overlap).any():
+        return {"reuse": None, "compression": None}
+    own = np.diagonal(overlap, axis1=1, axis2=2)
+    return {"reuse": metrics.reuse(overlap).tolist(), "compression": own.tolist()}
+
+
+def _train(part: Part, progress: Callable, warn: Callable) -> Record:
     """Trains one method to its end, with a checkpoint after each task."""
     start, (learners, *numbers) = time.perf_counter(), part.record
-    accuracy, capacity, seconds, compilations = numbers
+    accuracy, capacity, overlap, seconds, compilations = numbers
     tasks = accuracy.shape[1]
     progress(tasks=tasks, task=part.done, epoch=0, epochs=1)
     record = part.record
@@ -263,8 +282,9 @@ def _train(part: Part, progress: Callable) -> Record:
             progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
             continue
         accuracy[:, event.task], capacity[:, event.task] = event.accuracy, event.capacity
+        overlap = overlap if event.overlap is None else event.overlap
         record = Record(
-            event.learners, accuracy, capacity,
+            event.learners, accuracy, capacity, overlap,
             np.asarray(seconds + time.perf_counter() - start, np.float32),
             np.asarray(max(compilations, study.compilations(part.stages)), np.int32),
         )  # fmt: skip
@@ -272,7 +292,21 @@ def _train(part: Part, progress: Callable) -> Record:
         checkpoint.save(path, record)
         for old in set(part.folder.iterdir()) - {path}:
             shutil.rmtree(old)
+        if event.task + 1 < tasks:
+            warn(event.task + 1, 1 - event.capacity)
     return record._replace(learners=None)
+
+
+def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:
+    """Says so if a task begins with little of the network."""
+    share = round(float(free.min()), 3)
+    if share < least:
+        seeds = f", in the fullest of {free.size} seeds" if free.size > 1 else ""
+        err.print(
+            f"warning: {method}, task {task + 1} begins with {100 * share:.1f}% of the weights "
+            f"free{seeds}",
+            soft_wrap=True,
+        )
 
 
 # What the terminal shows, here and in a sweep

@@ -1,5 +1,6 @@
 """HAT: hard attention to the task."""
 
+import math
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -204,6 +205,7 @@ def hat(
         capacity=lambda theta, state: masks.capacity(
             attended_weights(wiring, theta["params"], state.attention)
         ),
+        overlap=lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
         tasks=tasks,
     )
 
@@ -292,6 +294,32 @@ def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTre
         for path in wiring.inputs
         if path in wiring.outputs
     }
+
+
+def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
+    """The share of the network's weights that both of two tasks use: between two open gates.
+
+    Args:
+        wiring: HAT's table.
+        params: the network's parameters, or their shapes.
+        embeddings: for each gate [tasks, units]; a gate is open where the embedding is positive.
+
+    Returns:
+        [tasks, tasks], in [0, 1]; the diagonal is what each task uses by itself.
+    """
+    gates = jax.tree.map(lambda e: (e > 0).astype(jnp.float32), embeddings)
+    leaves, both, total = masks.leaves_by_path(params), jnp.float32(0), 0
+    for path in [path for path in wiring.inputs if path in wiring.outputs]:
+        leaf, target = leaves[path], gates[wiring.outputs[path]]
+        source = jax.vmap(lambda g: input_factor(wiring, path, leaf, g))(gates)  # noqa: B023
+        source = source.reshape(*source.shape[:1], *source.shape[-2:])
+        if source.shape[-1] == 1:  # all outputs have the same inputs
+            used = jnp.einsum("tik,sik->ts", source, source) * (target @ target.T)
+        else:
+            used = jnp.einsum("tio,sio,to,so->ts", source, source, target, target)
+        both += used * math.prod(leaf.shape[:-2])
+        total += leaf.size
+    return both / max(total, 1)
 
 
 def _check(name, value, above):

@@ -34,6 +34,8 @@ class Method(NamedTuple):
         project: `theta -> theta`, applied after every step.
         end_task: `(theta, state, task) -> (theta, state)`, after the task's last step.
         capacity: `(theta, state) -> scalar`, the share of the network that the tasks so far use.
+        overlap: `(theta, state) -> [tasks, tasks]`, the share of the network that both of two tasks
+            use, where a task chooses what it uses of its predecessors; else None.
         tasks: the number of tasks that the method is made for; None for any.
     """
 
@@ -45,6 +47,7 @@ class Method(NamedTuple):
     project: Callable
     end_task: Callable
     capacity: Callable
+    overlap: Callable | None = None
     tasks: int | None = None
 
 
@@ -144,6 +147,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
 
         return masks.map_with_path(own_row, mask, selected, is_leaf=masks.is_mask)
 
+    shared = method.overlap
     return Method(
         init=init,
         begin_task=begin_task,
@@ -157,6 +161,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         project=method.project,
         end_task=end_task,
         capacity=lambda theta, state: method.capacity(select(theta, 0), state),
+        overlap=shared and (lambda theta, state: shared(select(theta, 0), state)),
         tasks=tasks,
     )
 

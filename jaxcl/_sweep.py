@@ -133,7 +133,7 @@ def _train(stages: list[Study], swept, combinations, progress: Callable) -> Outc
     best = int(np.argmax(validation.mean(axis=1)))
     tests = replicas.share(study.stack([task.test for task in tasks]), where)
     fixed = (replicas.place(last.settings, where),)
-    test, _ = last.programs["evaluate"](event.learners, fixed, tests)
+    test, *_ = last.programs["evaluate"](event.learners, fixed, tests)
     return Outcome(
         swept=swept,
         combinations=combinations,

@@ -18,8 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
-from jaxcl import masks
-from jaxcl._hat import attended_weights
+from jaxcl._hat import overlap
 from jaxcl._model import Model
 from jaxcl._pnn import apply_lateral
 from jaxcl.wiring import Wiring
@@ -223,7 +222,7 @@ def reuse(wiring: Wiring, params: PyTree, embeddings: Mapping[str, jax.Array]) -
 
     Source: Serra et al., HAT (2018), Sec. 4.4.
     """
-    shared = _active(wiring, params, embeddings)
+    shared = overlap(wiring, params, embeddings)
     own = jnp.diag(shared)[:, None]
     return jnp.where(own > 0, shared / jnp.where(own > 0, own, 1.0), 0.0)
 
@@ -241,7 +240,7 @@ def compression(wiring: Wiring, params: PyTree, embeddings: Mapping[str, jax.Arr
 
     Source: Serra et al., HAT (2018), Sec. 4.4.
     """
-    return jnp.diag(_active(wiring, params, embeddings))
+    return jnp.diag(overlap(wiring, params, embeddings))
 
 
 def transfer_score(curve, baseline) -> np.ndarray:
@@ -415,18 +414,6 @@ def _shares(values):
     """Divides by the sum over the first axis, the columns; 0 where that is 0."""
     total = values.sum(0, keepdims=True)
     return jnp.where(total > 0, values / jnp.where(total > 0, total, 1.0), 0.0)
-
-
-def _active(wiring, params, embeddings):
-    """[tasks, tasks]: share of the gated weights that are active in both of two tasks."""
-    gates = {name: (e > 0).astype(jnp.float32) for name, e in embeddings.items()}
-    tasks = jnp.arange(jax.tree.leaves(gates)[0].shape[0])
-
-    def both(i, j):
-        common = jax.tree.map(lambda g: g[i] * g[j], gates)
-        return masks.capacity(attended_weights(wiring, params, common))
-
-    return jax.lax.map(lambda i: jax.lax.map(lambda j: both(i, j), tasks), tasks)
 
 
 def _check(model: Model) -> None:

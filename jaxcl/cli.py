@@ -73,12 +73,15 @@ class Compare:
     Attributes:
         methods: any of finetune, joint, independent, pnn, hat, packnet.
         resume: go on with the run in the same folder, after its last finished task.
+        warn_free: say so if a task of hat or packnet begins with less than this share of the
+            weights free.
         run: data, devices and files.
         training: how every method trains.
     """
 
     methods: tuple[str, ...] = ("finetune", "joint", "pnn", "hat", "packnet")
     resume: bool = False
+    warn_free: float = 0.05
     run: Run = dataclasses.field(default_factory=Run)
     training: Options = dataclasses.field(default_factory=Options)
 
@@ -170,7 +173,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
 
 def check(command: Compare | Sweep) -> None:
     """Raises ValueError for what can be seen to be wrong without data and devices."""
-    for part in (command.run, command.training):
+    for part in (command, command.run, command.training):
         for name, value in vars(part).items():
             for one in value if isinstance(value, tuple) else (value,):
                 _check_number(name, one)
@@ -232,7 +235,7 @@ def use_devices(run: Run) -> list[Device]:
 _COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "hidden", "batch", "epochs", "patience")
 _AT_LEAST: dict[str, float] = {"weight_decay": 0, "c": 0, "prune": 0, **dict.fromkeys(_COUNTS, 1)}
 _ABOVE: dict[str, float] = {"learning_rate": 0, "s_max": 1}
-_AT_MOST: dict[str, float] = {"prune": 1}
+_AT_MOST: dict[str, float] = {"prune": 1, "warn_free": 1}
 
 
 def _check_number(name: str, value) -> None:

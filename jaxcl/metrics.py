@@ -24,8 +24,10 @@ __all__ = [
     "forgetting",
     "forgetting_ratio",
     "forward_transfer",
+    "free",
     "learning_accuracy",
     "learning_curve_area",
+    "reuse",
 ]
 
 
@@ -229,6 +231,46 @@ def learning_curve_area(curve, beta: int | None = None):
     if not 1 <= columns <= curve.shape[-1]:
         raise ValueError(f"beta must lie in 0 to {curve.shape[-1] - 1}, but is {beta}.")
     return curve[..., :columns].mean(axis=(-2, -1))
+
+
+def free(capacity):
+    """The share of the network that is free when each task begins.
+
+    Args:
+        capacity: [..., T], the share that is used after each task.
+
+    Returns:
+        [..., T]: 1 for the first task, then what its predecessors left.
+
+    >>> print(free([0.5, 0.75, 1.0]))
+    [1.   0.5  0.25]
+    """
+    capacity = np.asarray(capacity, dtype=np.float64)
+    return 1 - np.concatenate([np.zeros_like(capacity[..., :1]), capacity[..., :-1]], axis=-1)
+
+
+def reuse(overlap):
+    """Which share of each task's weights each other task uses too.
+
+    Args:
+        overlap: [..., T, T], the share of the network that both of two tasks use.
+
+    Returns:
+        [..., T, T]: entry [i, j] is the share of task i's weights that task j uses; row i is 0 if
+        task i uses none.
+
+    Raises:
+        ValueError: if the last two axes are not square.
+
+    >>> print(reuse([[0.4, 0.1], [0.1, 0.2]]))
+    [[1.   0.25]
+     [0.5  1.  ]]
+
+    Source: Serra et al., HAT (2018), Sec. 4.4.
+    """
+    overlap = _matrix(overlap, "overlap")
+    own = np.diagonal(overlap, axis1=-2, axis2=-1)[..., None]
+    return np.divide(overlap, own, out=np.zeros_like(overlap), where=own > 0)
 
 
 def confidence_interval(values, level: float = 0.95) -> Interval:

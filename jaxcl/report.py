@@ -4,11 +4,15 @@ All is computed from one JSON-like dict, the *results*:
 
     {"benchmark": str, "tasks": T, "seeds": [int, ...], "settings": {...},
      "methods": {name: {"accuracy": [S][T][T], "capacity": [S][T] or None, "parameters": int,
-                        "extra_bytes": int, "seconds": float, "compilations": int}}}
+                        "extra_bytes": int, "seconds": float, "compilations": int,
+                        "free": [S][T], "reuse": [S][T][T], "compression": [S][T]}}}
 
 `accuracy[s][t][k]` is the test accuracy in [0, 1] on task `k` after training on task `t`; None or
 nan above the diagonal where it was not measured. `joint` is the reference that trains on all tasks
-together: it has no forgetting. Intervals are 95% Student t intervals over the seeds.
+together: it has no forgetting. The last three may be None or absent: the share of the weights that
+is free when a task begins, the share of task i's weights that task j uses, `[S][i][j]`, and the
+share of all weights that a task uses by itself. Intervals are 95% Student t intervals over the
+seeds.
 
 Tables need rich, plots need matplotlib. Both come with `pip install "jaxcl[experiments]"` and are
 loaded when used.
@@ -29,7 +33,7 @@ from .metrics import Interval
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["Row", "markdown", "plots", "sentence", "summary", "table", "write"]
+__all__ = ["Row", "markdown", "plots", "sentence", "summary", "table", "usage", "write"]
 
 _LABELS = {"finetune": "Fine-tuning", "joint": "Joint"}
 _LABELS |= {"hat": "HAT", "packnet": "PackNet", "pnn": "PNN"}
@@ -102,6 +106,40 @@ def markdown(results: dict) -> str:
     rule = [":--"] + ["--:"] * (len(_HEADER) - 1)
     lines = [f"| {' | '.join(line)} |" for line in (_HEADER, rule, *cells)]
     return "\n".join([*lines, "", _note(results)]) + "\n"
+
+
+def usage(results: dict) -> str:
+    """What each task finds free, and what it uses of its predecessors, as tables in Markdown.
+
+    Empty if no method has `free` or `reuse`. The numbers are percent, means over the seeds.
+    """
+    numbers = range(1, results["tasks"] + 1)
+    methods, parts = results["methods"], []
+    free = {name: method["free"] for name, method in methods.items() if method.get("free")}
+    if free:
+        means = {_label(name): np.mean(values, axis=0) for name, values in free.items()}
+        parts += ["## Weights that are free when a task begins (%)"]
+        parts += [_grid(["method", *numbers], means)]
+    for name, method in methods.items():
+        if not method.get("reuse"):
+            continue
+        shared = np.where(
+            np.tri(results["tasks"], k=-1).T, np.mean(method["reuse"], axis=0), np.nan
+        )
+        own = np.mean(method["compression"], axis=0)
+        means = {f"task {i}": [own[i - 1], *shared[i - 1, 1:]] for i in numbers}
+        parts += [f"## {_label(name)}: weights that a task uses (% of all), and those that a later"]
+        parts[-1] += " task uses too (% of them)"
+        parts += [_grid(["", "uses", *(f"in task {j}" for j in numbers[1:])], means)]
+    return "\n\n".join(parts) + "\n" if parts else ""
+
+
+def _grid(header: list, rows: dict) -> str:
+    """A table in Markdown: percentages by row, nothing for nan."""
+    lines = [list(map(str, header)), [":--"] + ["--:"] * (len(header) - 1)]
+    for name, values in rows.items():
+        lines.append([name, *("" if np.isnan(v) else _number(v) for v in values)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def table(results: dict) -> "Table":
@@ -179,7 +217,7 @@ def plots(results: dict, folder: str | Path) -> list[Path]:
 
 
 def write(results: dict, folder: str | Path) -> list[Path]:
-    """Writes `results.json`, `table.md` (the sentence and the table) and the plots.
+    """Writes `results.json`, `table.md` (the sentence and the tables) and the plots.
 
     Text files are written whole or not at all, so a reader never sees half of one.
 
@@ -192,7 +230,8 @@ def write(results: dict, folder: str | Path) -> list[Path]:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    text = f"# {results['benchmark']}\n\n{sentence(results)}\n\n{markdown(results)}"
+    parts = [f"# {results['benchmark']}", sentence(results), markdown(results), usage(results)]
+    text = "\n\n".join(part.strip() for part in parts if part) + "\n"
     files = {"results.json": json.dumps(_plain(results), indent=1) + "\n", "table.md": text}
     for name, content in files.items():
         part = folder / f"{name}.part"

@@ -63,6 +63,8 @@ class TaskEnd(NamedTuple):
         task: the task, counted from 0.
         accuracy: accuracy on every task's held-out examples, [replicas, tasks].
         capacity: share of the network that is used, [replicas].
+        overlap: share of the network that both of two tasks use, [replicas, tasks, tasks], of which
+            the tasks so far mean something; None unless the method chooses, as HAT does.
         learners: the study's whole state, with a leading [padded] axis; give it back to `run` to
             go on. It is valid until the next event.
     """
@@ -70,6 +72,7 @@ class TaskEnd(NamedTuple):
     task: int
     accuracy: np.ndarray
     capacity: np.ndarray
+    overlap: np.ndarray | None
     learners: Learner
 
 
@@ -154,8 +157,9 @@ def build(
         return train.epoch(setup, learner, data, task, index, validation, features)
 
     def evaluate(setup, learner, data):
-        capacity = setup.method.capacity(learner.theta, learner.state)
-        return train.evaluate_all(setup, learner, data).accuracy, capacity
+        method, own = setup.method, (learner.theta, learner.state)
+        overlap = method.overlap and method.overlap(*own)
+        return train.evaluate_all(setup, learner, data).accuracy, method.capacity(*own), overlap
 
     def end(setup, learner, task, validation):
         learner = train.end_task(setup, train.end_phase(setup, learner), task)
@@ -234,8 +238,8 @@ def run(
             if close == "end" or study.retrain_epochs:
                 learners = programs[close](learners, fixed, number, validation)
         results = programs["evaluate"](learners, fixed, held_out)
-        accuracy, capacity = replicas.fetch(results, where)
-        yield TaskEnd(task, accuracy, capacity, learners)
+        accuracy, capacity, overlap = replicas.fetch(results, where)
+        yield TaskEnd(task, accuracy, capacity, overlap, learners)
 
 
 def run_growing(

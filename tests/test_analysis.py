@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import jaxcl
-from jaxcl import LateralSpec, Model, Wiring, analysis, models
+from jaxcl import LateralSpec, Model, Wiring, analysis, masks, models
+from jaxcl._hat import attended_weights, overlap
 
 WEIGHT = 0.5  # of the lateral, in the network of `scalar`
 SHARES = np.array([WEIGHT**2, 1]) / (1 + WEIGHT**2)  # of its two columns, in AFS and in APS
@@ -320,6 +321,26 @@ def test_reuse_agrees_with_the_capacity_of_hat():
     used, capacity = both()
     assert 0 < used < 1
     np.testing.assert_allclose(used, capacity, rtol=1e-6)
+
+
+def test_overlap_counts_the_weights_between_open_gates():
+    """As the attended weights do, of which these are the numbers; grouped convolutions too."""
+    wiring = Wiring(
+        {"a": 6, "b": 4, "c": 5},
+        {"one": ((None, 2),), "two": (("a", 1),), "three": (("b", 9),)},
+        {"one": "a", "two": "b", "three": "c"},
+        groups={"two": 2},
+    )
+    shapes = {"one": (3, 3, 2, 6), "two": (3, 3, 3, 4), "three": (36, 5)}
+    params = jax.tree.map(jnp.zeros, shapes, is_leaf=lambda node: isinstance(node, tuple))
+    rng = np.random.default_rng(0)
+    embeddings = {name: rng.normal(size=(3, n)) for name, n in wiring.gates.items()}
+    expected = np.zeros((3, 3))
+    for i, j in np.ndindex(3, 3):
+        both = {name: jnp.float32((e[i] > 0) & (e[j] > 0)) for name, e in embeddings.items()}
+        expected[i, j] = masks.capacity(attended_weights(wiring, params, both))
+    assert np.ptp(expected) > 0.4
+    np.testing.assert_allclose(overlap(wiring, params, embeddings), expected, rtol=1e-6)
 
 
 # Transfer and plot

@@ -100,7 +100,10 @@ def test_writes_all_files(finished):
         assert method["compilations"] == 1
         assert method["seconds"] > 0
     assert results["methods"]["finetune"]["capacity"] is None
-    assert np.shape(results["methods"]["packnet"]["capacity"]) == (3, 2)
+    packnet = results["methods"]["packnet"]
+    assert np.shape(packnet["capacity"]) == (3, 2)
+    np.testing.assert_allclose(packnet["free"], [[1, 0.5]] * 3)
+    assert packnet["reuse"] is results["methods"]["finetune"]["free"] is None
     for method in results["methods"]:
         assert [p.name for p in (folder / "checkpoints" / method).iterdir()] == ["task_2"]
     assert "PackNet" in (folder / "table.md").read_text()
@@ -132,6 +135,26 @@ def test_shows_table_sentence_and_files(finished, tmp_path, capsys):
         assert words in out
     for line in out.splitlines()[:8]:
         assert len(line) <= 80
+
+
+def test_says_what_tasks_find_free_and_reuse(tmp_path, capsys):
+    words = ["--warn-free", "1", "--c", "0.1"]
+    hat = compare(tmp_path, *words, methods="hat")["methods"]["hat"]
+    free, reuse, own = (np.array(hat[name]) for name in ("free", "reuse", "compression"))
+    assert free.shape == own.shape == (3, 2) and np.all(own[:, 0] > 0)
+    np.testing.assert_allclose(free[:, 0], 1)
+    np.testing.assert_allclose(free[:, 1], 1 - np.array(hat["capacity"])[:, 0])
+    np.testing.assert_allclose(free[:, 1], 1 - own[:, 0], rtol=1e-6)  # of what the first one uses
+    # In both tasks: the share of the first one's, and of the second one's.
+    np.testing.assert_allclose(reuse[:, 0, 1] * own[:, 0], reuse[:, 1, 0] * own[:, 1], rtol=1e-6)
+    assert np.all((reuse >= 0) & (reuse <= 1))
+    assert hat["compilations"] == 1
+    err = " ".join(capsys.readouterr().err.split())
+    share = f"{100 * free[:, 1].min():.1f}"
+    assert f"warning: hat, task 2 begins with {share}% of the weights free, in the fullest" in err
+    table = (tmp_path / "split_digits" / "table.md").read_text()
+    assert f"| HAT | 100.0 | {100 * free[:, 1].mean():.1f} |" in table
+    assert f"| task 1 | {100 * own[:, 0].mean():.1f} | {100 * reuse[:, 0, 1].mean():.1f} |" in table
 
 
 def test_parameters_and_bytes():

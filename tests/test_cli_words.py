@@ -58,6 +58,8 @@ def snapshot(folder):
         ("compare --patience 0", "--patience must be at least 1, got 0"),
         ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
         ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
+        ("compare --methods packnet --prune 0", "gives up no weight, so none is free for task 2"),
+        ("compare --warn-free 2", "--warn-free must be at most 1, got 2.0"),
         ("compare --learning-rate 0", "--learning-rate must be above 0, got 0.0"),
         ("compare --c nan", "--c must be finite, got nan"),
         ("compare --hidden None", "--hidden needs at least one width"),
@@ -129,7 +131,7 @@ def test_parses_what_settings_spell_out():
     from jaxcl._compare import command_line
 
     words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
-    words += " --select loss --patience 5"
+    words += " --select loss --patience 5 --warn-free 0.1"
     command = cli.parse(words.split())
     assert (command.training.select, command.training.patience) == ("loss", 5)
     assert command.methods == ("hat", "pnn")
