@@ -6,15 +6,21 @@
 
 Whatever is compared takes turns within one run: each round times the matrix product and an epoch of
 every contender, and the ratios are formed round by round, so that a machine whose speed drifts
-still gives the same ratios. One task's training is timed, with the other tasks learned before it.
+still gives the same ratios. One task's training is timed, with the program that learns all of them.
 """
 
 import dataclasses
+import functools
+import importlib
+import itertools
 import json
 import math
 import os
 import platform
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +44,7 @@ NETWORKS = {
     "alexnet": recipes.Options(network="alexnet"),
 }
 TASKS = 5
+TURN_GFLOP = 150  # that an epoch has about; at least 5 steps, and at most 200
 CONSOLE = Console(width=120)
 
 
@@ -46,32 +53,33 @@ class Config:
     """What to measure.
 
     Attributes:
-        parts: rates: steps a second; memory: of the training program; growth: time to the end of a
-            sequence; peers: side by side with PyTorch.
+        parts: rates: steps a second, and what a method adds to fine-tuning; memory: of the training
+            program; growth: time to the end of a sequence; startup: from the start of the command
+            to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.
         growth_tasks: lengths of the sequences.
-        steps: steps in a timed epoch.
         rounds: rounds of the alternation.
         cores: CPU devices; by default one for each core.
         chunk: replicas that run side by side in a device; by default the library's choice.
         precision: type of the networks' arithmetic.
+        data_dir: folder of tensorflow-datasets, which holds MNIST, for the peers.
         out: where to write the JSON; by default experiments/results/benchmark-<device>.json.
     """
 
-    parts: tuple[Literal["rates", "memory", "growth", "peers"], ...] = (
-        "rates", "memory", "growth", "peers",
+    parts: tuple[Literal["rates", "memory", "growth", "startup", "peers"], ...] = (
+        "rates", "memory", "growth", "startup", "peers",
     )  # fmt: skip
     networks: tuple[Literal["mlp400", "mlp2000", "alexnet"], ...] = tuple(NETWORKS)
     methods: tuple[Literal["finetune", "packnet", "hat", "pnn"], ...] = METHODS
     replicas: tuple[int, ...] = (1, 2, 4, 16, 64)
     growth_tasks: tuple[int, ...] = (5, 10, 20, 50)
-    steps: int = 100
     rounds: int = 5
     cores: int | None = None
     chunk: int | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
+    data_dir: Path | None = None
     out: Path | None = None
 
 
@@ -83,8 +91,12 @@ class Contender:
     run: Callable[[], int]  # trains an epoch; returns the number of seed-steps
     gflop: float = float("nan")  # that a seed-step needs
     first_seconds: float = float("nan")  # compilation and the first epoch
+    accuracy: Callable[[], float] = lambda: float("nan")  # on the test set, once all is over
     rates: list[float] = dataclasses.field(default_factory=list)  # seed-steps a second, by round
     shares: list[float] = dataclasses.field(default_factory=list)  # of the matrix product's rate
+    gbyte: float = 0.0  # that a seed-step moves at least: see `contender`
+    chunk_bytes: int = 0  # parameters that run side by side in a device
+    floors: list[float] = dataclasses.field(default_factory=list)  # time over the floor, by round
 
 
 def main(config: Config) -> None:
@@ -94,174 +106,271 @@ def main(config: Config) -> None:
         jax.config.update("jax_num_cpu_devices", cores)
     device = jax.devices()[0]
     kind = device.device_kind.replace(" ", "-").lower()
-    results = {
+    out = config.out or Path(__file__).parent / "results" / f"benchmark-{kind}.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    results = json.loads(out.read_text()) if out.exists() else {}  # other parts stay
+    results |= {
         "device": device.device_kind,
         "devices": jax.device_count(),
         "jax": jax.__version__,
         "python": platform.python_version(),
-        "config": dataclasses.asdict(config) | {"out": None},
     }
-    parts = {"rates": rates, "memory": memory, "growth": growth, "peers": peers}
     for part in config.parts:
-        results[part] = parts[part](config)
-    out = config.out or Path(__file__).parent / "results" / f"benchmark-{kind}.json"
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(results, indent=1) + "\n")
+        results[part] = globals()[part](config)
+        out.write_text(json.dumps(results, indent=1) + "\n")
+    if "growth" in results:
+        plot_growth(results["growth"], out.with_name(f"{out.stem}-growth.svg"))
     CONSOLE.print(f"The numbers are in {out}.")
 
 
 def rates(config: Config) -> list[dict]:
     """Seed-steps a second of each method, and its share of the matrix product's rate."""
     rows = []
-    for network in config.networks:
-        for count in config.replicas:
-            group = [contender(method, network, count, config) for method in config.methods]
-            product = alternate(group, config.rounds)
-            rows += [row(c, group[0], count, network) for c in group]
-            show(
-                f"{network}, {count} replicas; matrix product {product:.0f} GFLOP/s",
-                rows[-len(group) :],
-            )
+    for network, count in itertools.product(config.networks, config.replicas):
+        group = []
+        for method in config.methods:
+            if too_large := misfit(method, network, count):
+                CONSOLE.print(f"{network}, {method} x{count} is left out: {too_large}")
+            else:
+                group.append(contender(method, network, count, config))
+        product = alternate(group, config.rounds)
+        rows += [row(c, group[0], count, network) for c in group]
+        show(
+            f"{network}, {count} replicas; matrix product {product:.0f} GFLOP/s",
+            rows[-len(group) :],
+        )
     return rows
 
 
 def peers(config: Config) -> list[dict]:
-    """Side by side with PyTorch's loops and with Avalanche, in the same process."""
-    import peers as torch_peers
-    from peers import STRATEGIES, Problem, available, avalanche_strategy
-
-    rows, reasons = [], available()
+    """Side by side with PyTorch's loops and with Avalanche, on MNIST, in the same process."""
+    library = importlib.import_module("peers")
+    rows, reasons = [], library.available()
     for name, reason in reasons.items():
         CONSOLE.print(f"{name}: {reason or 'runs here'}")
+    mnist = data.mnist(data_dir=config.data_dir)
+    (task,) = mnist.tasks
+    task = task._replace(train=data.Split(*(part[: 64 * 200] for part in task.train)))
+    mnist = mnist._replace(tasks=(task,))
+    x, test_x = ((s.x / mnist.scale - mnist.mean) / mnist.std for s in (task.train, task.test))
     for network in [n for n in config.networks if n.startswith("mlp")]:
-        task = sequence((784,), 1, 64 * config.steps).tasks[0].train
-        problem = Problem((task.x / 255 - 0.5) / 0.25, task.y, NETWORKS[network].hidden, 10)
+        problem = library.Problem(x, task.train.y, NETWORKS[network].hidden, 10)
         for method in [m for m in config.methods if m != "pnn" and reasons["torch"] is None]:
-            loop = getattr(torch_peers, f"torch_{method}")(problem)
-            theirs = Contender(f"PyTorch {method}", loop.run_epoch)
-            ours = [contender(method, network, count, config) for count in config.replicas]
+            loop = getattr(library, f"torch_{method}")(problem)
+            theirs = Contender(
+                f"PyTorch {method}", loop.run_epoch,
+                accuracy=lambda loop=loop: loop.accuracy(test_x, task.test.y),
+            )  # fmt: skip
+            loop.run_epoch()  # as each of ours has trained one when it is ready
+            ours = [contender(method, network, n, config, mnist) for n in config.replicas if n < 16]
             alternate([theirs, *ours], config.rounds)
-            rows += [row(c, theirs, 1, network) for c in (theirs, *ours)]
+            for one in (theirs, *ours):
+                rows.append(row(one, theirs, 1, network) | {"accuracy": one.accuracy()})
             show(f"{network}: {method} against a plain PyTorch loop", rows[-1 - len(ours) :])
     if reasons["avalanche"] is None and "mlp400" in config.networks:
-        splits = sequence((784,), TASKS, 64 * config.steps).tasks
-        problems = [
-            Problem((t.train.x / 255 - 0.5) / 0.25, t.train.y, (400, 400), 10) for t in splits
-        ]
-        ours = contender("pnn", "mlp400", 4, config)
-        for name in STRATEGIES:
-            epochs = 2 if name == "packnet" else 1
-            tests = [(p.x[:64], p.y[:64]) for p in problems]
+        problems = [library.Problem(x[:6400], task.train.y[:6400], (400, 400), 10)] * TASKS
+        tests = [(test_x, task.test.y)] * TASKS
+        for name in library.STRATEGIES:
+            method = {"pnn": "pnn", "packnet": "packnet"}.get(name, "finetune")
+            ours = contender(method, "mlp400", 4, config, turns=2 * config.rounds)
+            alternate([ours], config.rounds)
             columns = [
                 steps / seconds
-                for steps, seconds, _ in avalanche_strategy(name, problems, tests, epochs)
+                for steps, seconds, _ in library.avalanche_strategy(
+                    name, problems, tests, epochs=2 if name == "packnet" else 1
+                )
             ]
-            alternate([ours], 1)
+            alternate([ours], config.rounds)
+            ratios = [rate / columns[-1] for rate in ours.rates]
             rows.append({
-                "name": f"Avalanche {name}", "network": "mlp400",
-                "by_task": columns, "ours_pnn_x4": ours.rates[-1],
+                "name": f"Avalanche {name}", "network": "mlp400", "steps_per_second": columns,
+                "ours": ours.name, "ours_per_second": statistics.median(ours.rates),
+                "ratio": statistics.median(ratios), "ratio_range": [min(ratios), max(ratios)],
             })  # fmt: skip
             CONSOLE.print(
                 f"Avalanche {name}: {', '.join(f'{c:.0f}' for c in columns)} steps/s on tasks 1 to "
-                f"{TASKS}; beside it our PNN's column {TASKS}, 4 replicas: {ours.rates[-1]:.0f}"
+                f"{TASKS}; {ours.name} on task {TASKS}, before and after it: "
+                f"{statistics.median(ours.rates):.0f}, {statistics.median(ratios):.1f} times as "
+                f"many ({min(ratios):.1f} to {max(ratios):.1f})"
             )
     return rows
 
 
 def growth(config: Config) -> list[dict]:
-    """Seconds to the end of sequences of tasks, compilation included; PNN also column by column."""
+    """Seconds to the end of sequences of tasks, compilation included.
+
+    PNN also with one program for all columns, and with one for each column.
+    """
     rows = []
     for tasks in config.growth_tasks:
-        for method in config.methods:
+        kinds = [(method, recipes.rooms(method, tasks)) for method in config.methods]
+        if "pnn" in config.methods and tasks <= 20:
+            kinds.append(("pnn", [tasks]))
+            kinds.append(("pnn", list(range(2, tasks + 1))))
+        for method, rooms in kinds:
             begin, ends = time.perf_counter(), []
-            built = build(method, "mlp400", jax.device_count(), config, tasks, epochs=1)
-            for event in study.run(built):
+            count = jax.device_count()
+            stages = [
+                build(method, "mlp400", count, config, sequence("mlp400", room, 100), epochs=1)
+                for room in rooms
+            ]
+            for event in study.run_growing(stages):
                 if isinstance(event, study.TaskEnd):
                     ends.append(time.perf_counter() - begin)
             rows.append({
-                "method": method, "tasks": tasks, "seconds": ends,
-                "epoch_programs": built.traces["epoch"],
+                "method": method, "tasks": tasks, "rooms": rooms, "seconds": ends,
+                "epoch_programs": study.compilations(stages),
             })  # fmt: skip
-            CONSOLE.print(f"{method}, {tasks} tasks: {ends[-1]:.1f} s, first {ends[0]:.1f} s")
-        if "pnn" in config.methods:
-            begin, ends = time.perf_counter(), []
-            for task in range(tasks):
-                built = build("pnn", "mlp400", jax.device_count(), config, task + 1, epochs=1)
-                for _ in study.run(built, first=task):
-                    pass
-                ends.append(time.perf_counter() - begin)
-            rows.append({
-                "method": "pnn, one program a column", "tasks": tasks, "seconds": ends,
-                "epoch_programs": tasks,
-            })  # fmt: skip
-            CONSOLE.print(f"pnn, one program a column, {tasks} tasks: {ends[-1]:.1f} s")
+            CONSOLE.print(
+                f"{method}, {tasks} tasks, {len(rooms)} programs: {ends[-1]:.1f} s, "
+                f"first task {ends[0]:.1f} s"
+            )
     return rows
+
+
+def plot_growth(rows: list[dict], path: Path) -> None:
+    """Seconds to the end of each task of the longest sequence of each kind."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    longest = {}
+    for one in rows:
+        kind = one["method"]
+        if kind == "pnn":
+            doubling = one["rooms"] == recipes.rooms("pnn", one["tasks"])
+            kind += ", room doubles" if doubling else f", {one['rooms'][:1]} to {one['rooms'][-1:]}"
+            kind = kind if doubling else f"pnn, {len(one['rooms'])} programs"
+        longest[kind] = one["seconds"]
+    for kind, seconds in longest.items():
+        axes.plot(range(1, len(seconds) + 1), seconds, label=kind)
+    axes.set_xlabel("tasks learned")
+    axes.set_ylabel("seconds, compilation included")
+    axes.set_yscale("log")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+    figure.savefig(path, metadata={"Date": None})
 
 
 def memory(config: Config) -> list[dict]:
     """Bytes of the training program on a device: arguments, results and temporaries."""
     rows = []
-    for network in config.networks:
+    for network, count in itertools.product(config.networks, config.replicas):
+        plain = None
         for method in config.methods:
-            for count in config.replicas:
-                built = build(method, network, count, config, TASKS, epochs=1)
-                where, programs = built.layout, built.programs
-                fixed = ({},)
-                seeds = jax.ShapeDtypeStruct((where.padded,), np.uint32)
-                learners = jax.eval_shape(programs["start"], seeds, fixed)
-                examples = train.examples(*built.benchmark.tasks[0].train)
-                number = jnp.int32(0)
-                lowered = programs["epoch"].lower(
-                    learners, (*fixed, None), examples, number, number, None
-                )
-                used = lowered.compile().memory_analysis()
-                total = (
-                    used.argument_size_in_bytes + used.output_size_in_bytes
-                    + used.temp_size_in_bytes - used.alias_size_in_bytes
-                    - masks.size_bytes(examples)
-                )  # fmt: skip
-                rows.append({
-                    "network": network, "method": method, "replicas": count, "bytes": total
-                })  # fmt: skip
-                CONSOLE.print(f"{network} {method} x{count}: {total / 1e6:.1f} MB a device")
+            built = build(method, network, count, config, sequence(network, TASKS, 5), epochs=1)
+            used = study.program_bytes(built)
+            used -= masks.size_bytes(train.examples(*built.benchmark.tasks[0].train))
+            plain = plain or used
+            rows.append({
+                "network": network, "method": method, "replicas": count, "bytes": used,
+                "ratio": used / plain,
+            })  # fmt: skip
+            CONSOLE.print(
+                f"{network} {method} x{count}: {used / 1e6:.1f} MB a device, "
+                f"{used / plain:.2f} times {config.methods[0]}"
+            )
     return rows
 
 
-def build(method, network, count, config, tasks, epochs) -> study.Study:
-    """A study on random bytes in the form of a benchmark: content does not change the speed."""
-    options = dataclasses.replace(
-        NETWORKS[network], optimizer="sgd", learning_rate=0.05, batch=64, precision=config.precision
+STARTUP = """
+import os, sys, time
+from jaxcl import cli, study
+run = study.run
+def first_epoch(*args, **kwargs):
+    next(run(*args, **kwargs))
+    print(time.time() - float(sys.argv[1]))
+    sys.stdout.flush()
+    os._exit(0)
+study.run = first_epoch
+cli.main(["compare", "--out", sys.argv[2]])
+"""
+
+
+def startup(config: Config) -> dict:
+    """Seconds from the start of `jaxcl compare` to the end of its first epoch."""
+    found = {"cold": [], "warm": []}
+    for _ in range(config.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            for kind in found:  # the second start finds the programs that the first compiled
+                words = [sys.executable, "-c", STARTUP, str(time.time()), f"{folder}/{kind}"]
+                environment = os.environ | {"XDG_CACHE_HOME": folder}
+                done = subprocess.run(words, env=environment, capture_output=True, check=True)
+                found[kind].append(float(done.stdout))
+    for kind, seconds in found.items():
+        CONSOLE.print(f"start to first epoch, {kind} cache: {statistics.median(seconds):.1f} s")
+    return found
+
+
+def options(network: str, precision: str = "float32") -> recipes.Options:
+    """Plain SGD and batches of 64 for every network."""
+    return dataclasses.replace(
+        NETWORKS[network], optimizer="sgd", learning_rate=0.05, batch=64, precision=precision
     )
-    shape = (32, 32, 3) if network == "alexnet" else (784,)
-    benchmark = sequence(shape, tasks, 64 * config.steps)
-    recipe = recipes.recipe(method, benchmark, options)
+
+
+def build(method, network, count, config, benchmark, epochs) -> study.Study:
+    """A study of `count` seeds."""
+    recipe = recipes.recipe(method, benchmark, options(network, config.precision))
     return study.build(recipe, benchmark, range(count), epochs=epochs, chunk=config.chunk)
 
 
-def sequence(shape: tuple[int, ...], tasks: int, examples: int) -> data.Benchmark:
-    """Random bytes and labels, the same for every task."""
+@functools.cache
+def sequence(network: str, tasks: int, steps: int) -> data.Benchmark:
+    """Random bytes in the form of a benchmark, for all tasks: content does not change the speed."""
+    shape = (32, 32, 3) if network == "alexnet" else (784,)
     rng = np.random.default_rng(0)
-    x = rng.integers(0, 256, (examples, *shape), dtype=np.uint8)
-    y = rng.integers(0, 10, examples).astype(np.int32)
+    x = rng.integers(0, 256, (64 * steps, *shape), dtype=np.uint8)
+    y = rng.integers(0, 10, 64 * steps).astype(np.int32)
     held_out = data.Split(x[:256], y[:256])
     task = data.Task(data.Split(x, y), held_out, held_out, 10)
     return data.Benchmark("random", (task,) * tasks, 0.5, 0.25, shape, 255.0)
 
 
-def contender(method: str, network: str, count: int, config: Config) -> Contender:
-    """One method on the last of `TASKS` tasks, compiled and ready to train an epoch a turn."""
+def contender(method, network, count, config, benchmark=None, turns=None) -> Contender:
+    """One method on the last task of a benchmark, compiled and ready to train an epoch a turn."""
     begin = time.perf_counter()
-    built = build(method, network, count, config, TASKS, epochs=1 + 100 * config.rounds)
-    epochs = study.run(built, first=TASKS - 1)
-    next(epochs)
+    benchmark = benchmark or sequence(network, TASKS, steps_of(method, network, count))
+    built = build(method, network, count, config, benchmark, epochs=1 + (turns or config.rounds))
+    events = study.run(built, first=len(benchmark.tasks) - 1)
+    next(events)
     seconds = time.perf_counter() - begin
+    steps = -(-benchmark.tasks[-1].train.y.size // 64)
 
     def run() -> int:
-        next(epochs)
-        return config.steps * built.layout.padded
+        next(events)
+        return steps * built.layout.padded
 
-    name = f"{method} x{count}"
-    return Contender(name, run, gflop_of(built), seconds)
+    def accuracy() -> float:
+        return float(next(events).accuracy[:, -1].mean())
+
+    setup = built.recipe({})
+    tasks = len(benchmark.tasks)
+    theta = jax.eval_shape(lambda: train.start(setup, jax.random.key(0), tasks)).theta
+    size = masks.size_bytes(theta)
+    # Parameters are read forward and backward, the gradient is written and read, and the update
+    # reads and writes the parameters: six times their bytes.
+    return Contender(
+        f"{method} x{count}", run, gflop_of(method, network, benchmark), seconds, accuracy,
+        gbyte=6 * size / 1e9, chunk_bytes=size * built.layout.chunk,
+    )  # fmt: skip
+
+
+def steps_of(method: str, network: str, count: int) -> int:
+    """Steps of an epoch, such that a turn takes about as long for every contender."""
+    one = gflop_of(method, network, sequence(network, TASKS, 1))
+    return int(np.clip(TURN_GFLOP / one / count, 5, 200))
+
+
+def misfit(method: str, network: str, count: int) -> str | None:
+    """Why a contender cannot run here, if it cannot: the state of its replicas is too large."""
+    recipe = recipes.recipe(method, sequence(network, TASKS, 1), options(network))
+    one = jax.eval_shape(lambda: train.start(recipe({}), jax.random.key(0), TASKS))
+    size, limit = 3 * count * masks.size_bytes(one._replace(key=())), 0
+    for device in jax.devices():
+        limit += (device.memory_stats() or {}).get("bytes_limit", 0)
+    limit = limit or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return f"about {size / 1e9:.0f} of {limit / 1e9:.0f} GB" if size > limit else None
 
 
 def alternate(contenders: list[Contender], rounds: int) -> float:
@@ -275,6 +384,9 @@ def alternate(contenders: list[Contender], rounds: int) -> float:
             rate = one.run() / (time.perf_counter() - begin)
             one.rates.append(rate)
             one.shares.append(rate * one.gflop / product)
+            if one.gbyte:
+                floor = one.gflop / product + one.gbyte / stream(one.chunk_bytes)
+                one.floors.append(1 / (rate * floor))
     return best
 
 
@@ -295,6 +407,19 @@ def matrix_product(size: int = 2048, times: int = 3) -> float:
 _PRODUCTS: dict = {}
 
 
+def stream(size: int, times: int = 5) -> float:
+    """GB/s at which parameters of `size` bytes a device are updated, on all devices at once."""
+    update = jax.jit(lambda p, g: p - 0.05 * g, donate_argnums=0)
+    params, gradients = (
+        [jax.device_put(jnp.ones(size // 4), device) for device in jax.devices()] for _ in range(2)
+    )
+    params = jax.block_until_ready([update(p, g) for p, g in zip(params, gradients)])  # compiles
+    begin = time.perf_counter()
+    for _ in range(times):
+        params = jax.block_until_ready([update(p, g) for p, g in zip(params, gradients)])
+    return 3 * size * len(params) * times / (time.perf_counter() - begin) / 1e9
+
+
 def row(one: Contender, reference: Contender, count: int, network: str) -> dict:
     """A contender's medians over the rounds; the ratio is formed round by round."""
     ratios = [a / b for a, b in zip(one.rates, reference.rates)]
@@ -305,6 +430,7 @@ def row(one: Contender, reference: Contender, count: int, network: str) -> dict:
         "steps_per_second": statistics.median(one.rates),
         "gflop_per_second": statistics.median(one.rates) * one.gflop,
         "share_of_matrix_product": statistics.median(one.shares),
+        "time_over_floor": statistics.median(one.floors) if one.floors else float("nan"),
         "ratio": statistics.median(ratios),
         "ratio_range": [min(ratios), max(ratios)],
         "against": reference.name,
@@ -315,7 +441,17 @@ def row(one: Contender, reference: Contender, count: int, network: str) -> dict:
 def show(title: str, rows: list[dict]) -> None:
     """Prints rows as a table."""
     table = Table(title=title, title_justify="left")
-    heads = ("", "seed-steps/s", "GFLOP/s", "of matrix product", "ratio", "range", "start, s")
+    heads = (
+        "",
+        "seed-steps/s",
+        "GFLOP/s",
+        "of matrix product",
+        "time / floor",
+        "ratio",
+        "range",
+        "start, s",
+        "accuracy",
+    )
     for head in heads:
         table.add_column(head, justify="left" if not head else "right")
     for r in rows:
@@ -324,25 +460,32 @@ def show(title: str, rows: list[dict]) -> None:
             f"{r['steps_per_second']:.0f}",
             f"{r['gflop_per_second']:.0f}",
             f"{100 * r['share_of_matrix_product']:.0f} %",
+            f"{r['time_over_floor']:.2f}",
             f"{r['ratio']:.2f}",
             "{:.2f} to {:.2f}".format(*r["ratio_range"]),
             f"{r['first_seconds']:.1f}",
+            f"{100 * r['accuracy']:.2f} %" if "accuracy" in r else "",
         )
     CONSOLE.print(table)
 
 
-def gflop_of(built: study.Study) -> float:
+def gflop_of(method: str, network: str, benchmark: data.Benchmark) -> float:
     """Matrix products and convolutions of one seed-step, in GFLOP; stored features are free."""
-    setup = built.recipe({})
+    return _gflop(method, network, len(benchmark.tasks), benchmark.shape)
+
+
+@functools.cache
+def _gflop(method: str, network: str, tasks: int, shape: tuple[int, ...]) -> float:
+    setup = recipes.recipe(method, sequence(network, tasks, 1), options(network))({})
 
     def loss(theta, state, statistics, x, features):
-        params = setup.method.view(theta, state, TASKS - 1, 0.5)
+        params = setup.method.view(theta, state, tasks - 1, 0.5)
         first = jax.tree.map(lambda rows: rows[0], statistics)
         extra = {} if features is None else {"features": features}
         key = jax.random.key(0)
         return setup.model.apply(params, first, x, train=True, key=key, **extra)[0].sum()
 
-    tasks, x = len(built.benchmark.tasks), jnp.zeros((setup.batch, *built.benchmark.shape))
+    x = jnp.zeros((setup.batch, *shape))
     one = jax.eval_shape(lambda: train.start(setup, jax.random.key(0), tasks))
     features = None
     if setup.model.frozen is not None:
