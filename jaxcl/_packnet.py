@@ -65,7 +65,8 @@ def packnet(
         leaves it prunes.
 
     Raises:
-        ValueError: for settings out of range, or if no leaf is prunable.
+        ValueError: for settings out of range; and at `init` if no leaf is prunable, or if some task
+            would find no free weight.
 
     Source: Mallya and Lazebnik, PackNet (2018), Sec. 3; the order of events is that of the
         authors' code. `"equal"` is (T - k) / (T - k + 1) for the k-th of T tasks.
@@ -102,6 +103,7 @@ def packnet(
                 "packnet: no leaf is prunable; by default those of two or more axes outside the "
                 f"heads are. The leaves are {masks.shorten(sorted(leaves))}."
             )
+        _check_room([leaf.size for leaf in weights.values()], fractions, scope)
         owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
         spare = {}
         if reinit_free == "random":
@@ -202,18 +204,34 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
         left = np.arange(tasks - 1, -1, -1, dtype=np.float32)
         return left / (left + 1)
     masks.check_fraction("packnet: prune", prune)
+    numpy = np if all(map(masks.is_concrete, jax.tree.leaves(prune))) else jnp
     if np.ndim(prune) == 0:
-        shares = jnp.where(jnp.arange(tasks) < tasks - 1, prune, 0.0)
+        shares = numpy.where(np.arange(tasks) < tasks - 1, prune, 0.0)
     elif len(prune) == tasks:
-        shares = jnp.asarray(prune, float)
+        shares = numpy.asarray(prune)
     else:
         raise ValueError(
             f"packnet: prune must list one share for each of {tasks} tasks, got {len(prune)}."
         )
-    if masks.is_concrete(shares) and not np.all(np.asarray(shares)[:-1]):
-        keeper = int(np.argmin(np.asarray(shares)[:-1])) + 1
+    shares = shares.astype(np.float32)
+    if isinstance(shares, np.ndarray) and not np.all(shares[:-1]):
+        keeper = int(np.argmin(shares[:-1])) + 1
         raise ValueError(
             f"packnet: task {keeper} gives up no weight, so none is free for task {keeper + 1}; "
             f"expected a share above 0 for every task but the last."
         )
     return shares
+
+
+def _check_room(sizes, fractions, scope):
+    """Raises ValueError if some task would find no free weight, as far as the shares are known."""
+    if not isinstance(fractions, np.ndarray):
+        return
+    free = np.array(sizes if scope == "leaf" else [sum(sizes)])
+    for task, fraction in enumerate(fractions[:-1], start=2):
+        free = np.round(fraction * free)
+        if not free.any():
+            raise ValueError(
+                f"packnet: no weight is free for task {task} of {len(fractions)}: its predecessors "
+                f"keep all {sum(sizes):,}; let them give up more, or train fewer tasks."
+            )

@@ -411,7 +411,7 @@ def test_packnet_prunes_what_it_is_told():
 
 
 def test_254_tasks_fit_the_owners():
-    method = jaxcl.packnet(254)
+    method = jaxcl.packnet(254, 0.99)
     theta, state = method.begin_task(KEY, *method.init(KEY, params()), 253)
     assert masks.leaves_by_path(state.owner)["layers/0/kernel"].max() == 254
     assert method.trainable(theta, state, 253)["layers"][0]["kernel"].all()
@@ -442,6 +442,17 @@ def test_packnet_errors(options, words):
 def test_packnet_needs_something_to_prune():
     with pytest.raises(ValueError, match=r"no leaf is prunable.*'bias'"):
         jaxcl.packnet(2).init(KEY, {"bias": jnp.ones(3)})
+
+
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_packnet_needs_a_free_weight_for_every_task(scope):
+    """Of 20 and 15 weights a tenth is 2 and 2, of which a tenth is none; of 35 it is 4, 0."""
+    method = jaxcl.packnet(5, 0.1, scope=scope)
+    words = "no weight is free for task 3 of 5: its predecessors keep all 35"
+    with pytest.raises(ValueError, match=words):
+        jax.jit(method.init)(KEY, params())
+    jaxcl.packnet(2, 0.1, scope=scope).init(KEY, params())
+    jax.jit(lambda prune: jaxcl.packnet(5, prune).init(KEY, params()))(0.1)  # cannot be known
 
 
 # HAT: gates
