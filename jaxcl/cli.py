@@ -234,7 +234,7 @@ def use_devices(run: Run) -> list[Device]:
 
 _COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "hidden", "batch", "epochs", "patience")
 _AT_LEAST: dict[str, float] = {"weight_decay": 0, "c": 0, "prune": 0, **dict.fromkeys(_COUNTS, 1)}
-_ABOVE: dict[str, float] = {"learning_rate": 0, "s_max": 1}
+_ABOVE: dict[str, float] = {"learning_rate": 0, "s_max": 1, "column_width": 0}
 _AT_MOST: dict[str, float] = {"prune": 1, "warn_free": 1}
 
 

@@ -48,6 +48,8 @@ class Options:
         prune: PackNet: share of its weights that a task gives up; None makes all shares equal.
         lateral: PNN: kind of lateral connections.
         alpha: PNN: start value of the adapters' learned scale.
+        column_width: PNN: width of each column's hidden layers, as a share of the network's; the
+            HAT paper's PNN has 1.117 over the number of tasks.
         norm: statistics, scales and shifts of norm layers under HAT and PackNet.
         precision: type of the network's arithmetic; parameters, masks and gates are float32.
     """
@@ -67,6 +69,7 @@ class Options:
     prune: float | None = None
     lateral: Literal["adapter", "linear"] = "adapter"
     alpha: float = 1.0
+    column_width: float = 1.0
     norm: Literal["frozen", "per_task"] = "frozen"
     precision: Literal["float32", "bfloat16"] = "float32"
 
@@ -135,20 +138,28 @@ def stages(
     ]
 
 
-def network(benchmark: Benchmark, options: Options) -> Model:
-    """The network of a comparison, for one benchmark's inputs and classes."""
-    classes = max(task.classes for task in benchmark.tasks)
-    dtype = jnp.dtype(options.precision)
+def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model:
+    """The network of a comparison, for one benchmark's inputs and classes.
+
+    Its hidden layers have the share `width` of their usual units, rounded down, and at least one.
+    """
+    options_of_all = {
+        "classes": max(task.classes for task in benchmark.tasks),
+        "dtype": jnp.dtype(options.precision),
+    }
+
+    def scaled(*widths):
+        return [max(1, math.floor(width * units + 1e-6)) for units in widths]
+
     if options.network == "mlp":
-        return models.mlp(
-            math.prod(benchmark.shape), hidden=options.hidden, classes=classes, dtype=dtype
-        )
-    build = {
-        "alexnet": models.alexnet,
-        "resnet18": models.resnet18,
-        "vgg16": models.vgg16,
+        size, hidden = math.prod(benchmark.shape), scaled(*options.hidden)
+        return models.mlp(size, hidden=hidden, **options_of_all)
+    build, widths = {
+        "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
+        "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
+        "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
     }[options.network]
-    return build(benchmark.shape, classes=classes, dtype=dtype)
+    return build(benchmark.shape, **widths, **options_of_all)
 
 
 def recipe(
@@ -173,7 +184,7 @@ def recipe(
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     tasks = room or len(benchmark.tasks)
-    base = network(benchmark, options)
+    base = network(benchmark, options, options.column_width if method == "pnn" else 1.0)
     prepare = normalize(benchmark)
     classes = jnp.array([task.classes for task in benchmark.tasks[:tasks]])
     per_task = f"{HEAD}|norm" if options.norm == "per_task" else HEAD
@@ -229,19 +240,22 @@ def cost(
         its predecessors alone; and the bytes that parameters and the method's state take beyond
         those of plain fine-tuning.
     """
-    tasks, base = len(benchmark.tasks), network(benchmark, options)
+    tasks = len(benchmark.tasks)
 
-    def theta(chosen: Method) -> PyTree:
-        return jax.eval_shape(lambda key: chosen.init(key, base.init(key)[0])[0], jax.random.key(0))
+    def theta(chosen: Method, model: Model) -> PyTree:
+        return jax.eval_shape(
+            lambda key: chosen.init(key, model.init(key)[0])[0], jax.random.key(0)
+        )
 
     if method in ("pnn", "independent"):
         lateral = options.lateral if method == "pnn" else None
+        column = network(benchmark, options, options.column_width if method == "pnn" else 1.0)
         # The last column of a network of n columns has room for n - 1 laterals and uses all.
-        networks = [theta(pnn(base, n + 1, lateral)[0]) for n in range(tasks)]
+        networks = [theta(pnn(column, n + 1, lateral)[0], column) for n in range(tasks)]
     else:
         networks = learner.theta["params"] if method == "hat" else learner.theta
     parameters = sum(leaf.size for leaf in jax.tree.leaves(networks))
-    plain = masks.size_bytes(theta(multihead(finetune(), tasks)))
+    plain = masks.size_bytes(theta(multihead(finetune(), tasks), network(benchmark, options)))
     return parameters, masks.size_bytes((learner.theta, learner.state)) - plain
 
 

@@ -417,7 +417,7 @@ def _number(fraction: float) -> str:
 
 def _bytes(count: int) -> str:
     for size, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
-        if count >= size:
+        if abs(count) >= size:
             return f"{count / size:,.1f} {unit}"
     return f"{count} B"
 

@@ -61,6 +61,7 @@ def snapshot(folder):
         ("compare --methods packnet --prune 0", "gives up no weight, so none is free for task 2"),
         ("compare --warn-free 2", "--warn-free must be at most 1, got 2.0"),
         ("compare --learning-rate 0", "--learning-rate must be above 0, got 0.0"),
+        ("compare --column-width 0", "--column-width must be above 0, got 0.0"),
         ("compare --c nan", "--c must be finite, got nan"),
         ("compare --hidden None", "--hidden needs at least one width"),
         ("compare --hidden 8,0", "--hidden must be at least 1, got 0"),

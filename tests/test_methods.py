@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import jaxcl
-from jaxcl import masks, models
+from jaxcl import data, masks, models, recipes
 from jaxcl._hat import annealed, attended_weights, cut_unattended, fold, input_factor, regularizer
 from jaxcl._packnet import ledger, prune_fractions
 from jaxcl._pnn import apply_lateral, init_laterals
@@ -970,6 +970,39 @@ def test_a_single_column_has_no_laterals():
     assert network.frozen is None
     x = noise(6, jnp.zeros((6, 4)))
     close(network.apply(method.view(theta, state, 0), {}, x)[0], mlp().apply(params(), {}, x)[0])
+
+
+def test_narrow_columns_have_the_size_of_the_hat_code_s():
+    """Its eight columns with their own heads have 7,160,706 parameters, and ours one bias less.
+
+    There U has a bias beside V's, although the layer that it adds to has one already. All else is
+    the same: the widths, V of as many units as it reads, one alpha for each source column and
+    layer, laterals into the head.
+    """
+    classes = [10, 100, 100, 10, 10, 10, 10, 43]
+    images = data.from_arrays("images", [(np.zeros((10, 32, 32, 3), np.uint8), np.arange(10) % 2)])
+    alexnet = recipes.Options(network="alexnet")
+    ours = biases = 0
+    for sources, count in enumerate(classes):
+        task = images.tasks[0]._replace(classes=count)
+        column = recipes.network(images._replace(tasks=(task,)), alexnet, 1.117 / len(classes))
+        method, _ = jaxcl.pnn(column, sources + 1)
+        theta = jax.eval_shape(lambda key, c=column, m=method: m.init(key, c.init(key)[0])[0], KEY)
+        ours += sum(leaf.size for leaf in jax.tree.leaves(theta))
+        widths = [spec.out[-1] for spec in column.laterals]
+        assert widths == [17, 35, 285, 285, count]
+        biases += sum(widths) if sources else 0
+    assert (ours, biases, ours + biases) == (7_156_069, 4_637, 7_160_706)
+
+
+def test_a_recipe_s_columns_are_as_wide_as_asked():
+    benchmark = data.split_digits(2)
+    for method in ("pnn", "independent"):
+        options = recipes.Options(hidden=(100, 29), column_width=0.1)
+        setup = recipes.recipe(method, benchmark, options)({})
+        params, _ = jax.eval_shape(setup.model.init, KEY)
+        widths = [layer["kernel"].shape[1] for layer in params["layers"].values()]
+        assert widths == ([10, 2] if method == "pnn" else [100, 29])
 
 
 @pytest.mark.parametrize(
