@@ -18,7 +18,18 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 import jaxcl
-from jaxcl import checkpoint, data, masks, metrics, recipes, replicas, report, study, train
+from jaxcl import (
+    _processes,
+    checkpoint,
+    data,
+    masks,
+    metrics,
+    recipes,
+    replicas,
+    report,
+    study,
+    train,
+)
 from jaxcl.data import Benchmark
 from jaxcl.replicas import Device
 from jaxcl.study import Study
@@ -78,22 +89,27 @@ def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -
         ValueError: for bad input, or a folder that holds another run.
     """
     run, options = command.run, command.training
-    benchmark = load(run, options)
-    settings = {
-        "benchmark": run.benchmark,
-        "tasks": len(benchmark.tasks),
-        "seeds": run.seeds,
-        "methods": list(command.methods),
-        **dataclasses.asdict(options),
-    }
     folder = run.out / (run.name or run.benchmark)
-    claim(folder, settings, command.resume)
-    parts = {
-        method: _part(method, benchmark, command, devices, folder / "checkpoints" / method)
-        for method in command.methods
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    write_settings(folder, settings, command, devices)
+    with _processes.agreement():
+        benchmark = load(run, options)
+        settings = {
+            "benchmark": run.benchmark,
+            "tasks": len(benchmark.tasks),
+            "seeds": run.seeds,
+            "methods": list(command.methods),
+            **dataclasses.asdict(options),
+        }
+        claim(folder, settings, command.resume)
+        parts = {
+            method: _part(method, benchmark, command, devices, folder / "checkpoints" / method)
+            for method in command.methods
+        }
+    _processes.check_same(folder, {**settings, "split": run.split, "chunk": run.chunk})
+    with _processes.agreement():
+        parts = {method: _restore(part) for method, part in parts.items()}
+    if _processes.leads():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(folder, settings, command, devices)
     return partial(_work, parts, benchmark, settings, command.warn_free, folder, cache)
 
 
@@ -157,7 +173,7 @@ def command_line(command) -> str:
 
 
 def _part(method, benchmark, command, devices, folder) -> Part:
-    """Builds one method's study, and restores how far it is."""
+    """Builds one method's study."""
     run, options, tasks = command.run, command.training, len(benchmark.tasks)
     stages = recipes.stages(
         method, benchmark, options, range(run.seeds),
@@ -173,20 +189,12 @@ def _part(method, benchmark, command, devices, folder) -> Part:
         seconds=np.zeros((), np.float32),
         compilations=np.zeros((), np.int32),
     )
-    found = checkpoint.latest(folder)
-    done, record = 0, nothing
-    if found:
-        done, path = found
-        stage = next(one for one in stages if len(one.benchmark.tasks) >= done)
-        record = _restore(path, nothing, _shapes(stage), stage.layout)
-        if done == tasks:
-            record = record._replace(learners=None)
     about = ""
     if method == "packnet":
         owner = learner.state.owner
         total = masks.summary(learner.theta, owner).splitlines()[-1]
         about = f"packnet: {total} ({masks.shorten(sorted(owner))})"
-    return Part(stages, done, record, folder, parameters, extra_bytes, about)
+    return Part(stages, 0, nothing, folder, parameters, extra_bytes, about)
 
 
 def _shapes(stage: Study) -> PyTree:
@@ -198,29 +206,37 @@ def _shapes(stage: Study) -> PyTree:
     )
 
 
-def _restore(path: Path, record: Record, learner: PyTree, where: replicas.Layout) -> Record:
-    """A checkpoint's record, its learners spread over the devices that there are now."""
+def _restore(part: Part) -> Part:
+    """A method as far as its latest checkpoint, spread over the devices that there are now."""
+    found = checkpoint.latest(part.folder)
+    if not found:
+        return part
+    done, path = found
+    stage = next(one for one in part.stages if len(one.benchmark.tasks) >= done)
+    where = stage.layout
     own = NamedSharding(where.mesh, PartitionSpec(replicas.AXIS))
     whole = NamedSharding(where.mesh, PartitionSpec())
     rows = checkpoint.shapes(path)["learners/key"].shape[0]
     sharding = own if rows == where.padded else whole
     learners = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding),
-        learner,
+        _shapes(stage),
     )
-    learners, *numbers = checkpoint.restore(path, record._replace(learners=learners))
-    if rows != where.padded:
+    learners, *numbers = checkpoint.restore(path, part.record._replace(learners=learners))
+    if done == part.record.accuracy.shape[1]:
+        learners = None
+    elif rows != where.padded:
         index = np.minimum(np.arange(where.padded), where.replicas - 1)
         take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[index], tree), out_shardings=own)
         learners = take(learners)
-    return Record(learners, *map(np.array, numbers))
+    return part._replace(done=done, record=Record(learners, *map(np.array, numbers)))
 
 
 def _work(
     parts: dict[str, Part], benchmark: Benchmark, settings: dict, least_free: float, folder, cache
 ) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
-    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+    out, err = consoles()
     where = next(iter(parts.values())).stages[0].layout
     introduce(err, settings, where, cache)
     for about in filter(None, (part.about for part in parts.values())):
@@ -254,6 +270,8 @@ def _work(
         "settings": settings,
         "methods": methods,
     }
+    if not _processes.leads():
+        return
     paths = report.write(results, folder)
     out.print(report.table(results))
     out.print(report.sentence(results))
@@ -290,8 +308,9 @@ def _train(part: Part, progress: Callable, warn: Callable) -> Record:
         )  # fmt: skip
         path = part.folder / f"task_{event.task + 1}"
         checkpoint.save(path, record)
-        for old in set(part.folder.iterdir()) - {path}:
-            shutil.rmtree(old)
+        if _processes.leads():
+            for old in set(part.folder.iterdir()) - {path}:
+                shutil.rmtree(old)
         if event.task + 1 < tasks:
             warn(event.task + 1, 1 - event.capacity)
     return record._replace(learners=None)
@@ -312,12 +331,21 @@ def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) 
 # What the terminal shows, here and in a sweep
 
 
+def consoles() -> tuple[Console, Console]:
+    """For results and for progress; only one of several processes shows anything."""
+    quiet = not _processes.leads()
+    out = Console(soft_wrap=True, highlight=False, quiet=quiet)
+    return out, Console(stderr=True, highlight=False, quiet=quiet)
+
+
 def introduce(err: Console, settings: dict, where: replicas.Layout, cache: Path | None) -> None:
     """Says what will run where."""
     count, kind = where.mesh.size, where.mesh.devices.flat[0].platform.upper()
+    processes = jax.process_count()
     err.print(
         f"{settings['benchmark']}: {settings['tasks']} tasks, {settings['seeds']} seeds, on "
         f"{count} {kind} device{'s' if count > 1 else ''}"
+        f"{f' of {processes} processes' if processes > 1 else ''}"
     )
     if cache:
         err.print(f"Compiled programs are kept in {cache} (not with --no-cache)", soft_wrap=True)

@@ -13,11 +13,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.table import Table
 
-from jaxcl import metrics, recipes, replicas, study
-from jaxcl._compare import UNSHARED, bars, claim, conclude, introduce, load, show, write_settings
+from jaxcl import _processes, metrics, recipes, replicas, study
+from jaxcl._compare import (
+    UNSHARED,
+    bars,
+    claim,
+    conclude,
+    consoles,
+    introduce,
+    load,
+    show,
+    write_settings,
+)
 from jaxcl.recipes import SWEPT, Options
 from jaxcl.replicas import Device
 from jaxcl.study import Study
@@ -61,25 +70,28 @@ def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> 
     swept = {name: values[name] for name in SWEPT if len(values[name]) > 1}
     fixed = {name: next(iter(values[name]), None) for name in SWEPT}
     options = Options(**{**values, **fixed})
-    benchmark = load(run, options)
-    settings = {
-        "method": method,
-        "benchmark": run.benchmark,
-        "tasks": len(benchmark.tasks),
-        "seeds": run.seeds,
-        **dataclasses.asdict(command.training),
-    }
     folder = run.out / (run.name or f"sweep_{method}_{run.benchmark}")
-    claim(folder, settings, resume=not (folder / "results.json").exists())
     combinations = list(itertools.product(*swept.values()))
     columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
-    stages = recipes.stages(
-        method, benchmark, options, list(range(run.seeds)) * len(combinations),
-        settings=dict(zip(swept, columns)), devices=devices, chunk=run.chunk, split=run.split,
-    )  # fmt: skip
-    jax.eval_shape(stages[0].programs["start"], *_shapes(stages[0]))
-    folder.mkdir(parents=True, exist_ok=True)
-    write_settings(folder, settings, command, devices)
+    with _processes.agreement():
+        benchmark = load(run, options)
+        settings = {
+            "method": method,
+            "benchmark": run.benchmark,
+            "tasks": len(benchmark.tasks),
+            "seeds": run.seeds,
+            **dataclasses.asdict(command.training),
+        }
+        claim(folder, settings, resume=not (folder / "results.json").exists())
+        stages = recipes.stages(
+            method, benchmark, options, list(range(run.seeds)) * len(combinations),
+            settings=dict(zip(swept, columns)), devices=devices, chunk=run.chunk, split=run.split,
+        )  # fmt: skip
+        jax.eval_shape(stages[0].programs["start"], *_shapes(stages[0]))
+    _processes.check_same(folder, {**settings, "split": run.split, "chunk": run.chunk})
+    if _processes.leads():
+        folder.mkdir(parents=True, exist_ok=True)
+        write_settings(folder, settings, command, devices)
     return partial(_work, stages, swept, combinations, settings, folder, cache)
 
 
@@ -92,7 +104,7 @@ def _shapes(built: Study) -> Any:
 
 def _work(stages: list[Study], swept, combinations, settings: dict, folder: Path, cache) -> None:
     """Trains all replicas, shows the table and writes the results."""
-    out, err = Console(soft_wrap=True, highlight=False), Console(stderr=True, highlight=False)
+    out, err = consoles()
     introduce(err, settings, stages[0].layout, cache)
     start = time.perf_counter()
     with bars(err) as progress:
@@ -101,6 +113,8 @@ def _work(stages: list[Study], swept, combinations, settings: dict, folder: Path
     if settings["method"] in UNSHARED:
         outcome = outcome._replace(capacity=None)
     seconds = time.perf_counter() - start
+    if not _processes.leads():
+        return
     count = study.compilations(stages)
     paths = _write(outcome, settings, seconds, count, folder)
     out.print(_table(outcome, settings))

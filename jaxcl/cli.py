@@ -21,7 +21,7 @@ from typing import NoReturn
 import jax
 
 import jaxcl
-from jaxcl import recipes
+from jaxcl import _processes, recipes
 from jaxcl.recipes import METHODS, SWEPT, Options
 from jaxcl.replicas import Device
 
@@ -48,10 +48,17 @@ class Run:
         out: folder of all runs.
         name: folder of this run within it; None takes the benchmark's name, and for a sweep
             sweep_METHOD_BENCHMARK.
-        devices: number of devices; None takes all, where each core of a CPU counts as one.
+        devices: number of devices, of each process if there are several; None takes all, where
+            each core of a CPU counts as one.
         split: number of devices that share each replica and its batches.
         chunk: most replicas that run side by side in a device; None takes what is fastest.
         cache: keep compiled programs on disk for the next start.
+        distributed: share the work with the other processes of a cluster, which JAX finds on TPUs,
+            Slurm, Open MPI and GKE.
+        coordinator: HOST:PORT where process 0 is to be met, if there is no such cluster.
+        processes: number of processes that meet there.
+        process: which of them this is, from 0.
+        timeout: seconds to wait for the others at the start.
     """
 
     benchmark: str = "permuted_digits"
@@ -64,6 +71,11 @@ class Run:
     split: int = 1
     chunk: int | None = None
     cache: bool = True
+    distributed: bool = False
+    coordinator: str | None = None
+    processes: int | None = None
+    process: int | None = None
+    timeout: int = 60
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,18 +146,23 @@ def main(args: Sequence[str] | None = None) -> None:
         check(command)
         logging.getLogger("absl").setLevel(logging.ERROR)
         cache = use_cache(command.run.cache)
-        devices = use_devices(command.run)
-        module = importlib.import_module(f"jaxcl._{type(command).__name__.lower()}")
-        job = module.prepare(command, devices, cache)
+        _processes.join(command.run)
     except (ValueError, ImportError, OSError) as error:
         _fail(error)
-    try:
-        job()
-    except KeyboardInterrupt:
-        resumed = "; the same command with --resume goes on" if type(command) is Compare else ""
-        _fail(f"stopped{resumed}.", code=130)
-    except MemoryError as error:
-        _fail(error)
+    resumed = "; the same command with --resume goes on" if type(command) is Compare else ""
+    with _processes.leaving_at_once(resumed):
+        try:
+            devices = use_devices(command.run)
+            module = importlib.import_module(f"jaxcl._{type(command).__name__.lower()}")
+            job = module.prepare(command, devices, cache)
+        except (ValueError, ImportError, OSError) as error:
+            _fail(error)
+        try:
+            job()
+        except KeyboardInterrupt:
+            _fail(f"stopped{resumed}.", code=130)
+        except MemoryError as error:
+            _fail(error)
 
 
 def parse(args: Sequence[str]) -> Compare | Sweep:
@@ -177,6 +194,7 @@ def check(command: Compare | Sweep) -> None:
         for name, value in vars(part).items():
             for one in value if isinstance(value, tuple) else (value,):
                 _check_number(name, one)
+    _processes.check(command.run)
     training, name = command.training, command.run.name
     if not training.hidden:
         raise ValueError("--hidden needs at least one width.")
@@ -217,7 +235,7 @@ def use_cache(wanted: bool) -> Path | None:
 
 
 def use_devices(run: Run) -> list[Device]:
-    """The devices to run on. On a CPU JAX is told to show each core as one."""
+    """The devices to run on, of all processes. On a CPU JAX is told to show each core as one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if run.devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # if a backend runs, its devices are what they are
@@ -226,14 +244,25 @@ def use_devices(run: Run) -> list[Device]:
         devices = jax.devices()
     except RuntimeError as error:
         raise ValueError(f"no device can be used: {error}") from error
-    if (run.devices or 1) > len(devices):
-        kind = devices[0].platform
-        raise ValueError(f"--devices is {run.devices}, but there are {len(devices)} ({kind}).")
-    return devices[: run.devices]
+    groups = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
+    least, most = min(map(len, groups)), max(map(len, groups))
+    if least < most:  # as all processes see
+        jax.distributed.shutdown()
+        raise ValueError(
+            f"every process has to bring as many devices, but one has {least} and another {most}; "
+            f"choose --devices {least} for all."
+        )
+    with _processes.agreement():
+        if (run.devices or 1) > least:
+            kind = devices[0].platform
+            raise ValueError(f"--devices is {run.devices}, but there are {least} ({kind}).")
+    return [device for group in groups for device in group[: run.devices]]
 
 
 _COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "hidden", "batch", "epochs", "patience")
-_AT_LEAST: dict[str, float] = {"weight_decay": 0, "c": 0, "prune": 0, **dict.fromkeys(_COUNTS, 1)}
+_COUNTS += ("processes", "timeout")
+_FROM_0 = ("weight_decay", "c", "prune", "process")
+_AT_LEAST = {**dict.fromkeys(_FROM_0, 0), **dict.fromkeys(_COUNTS, 1)}
 _ABOVE: dict[str, float] = {"learning_rate": 0, "s_max": 1, "column_width": 0}
 _AT_MOST: dict[str, float] = {"prune": 1, "warn_free": 1}
 

@@ -58,7 +58,7 @@ def layout(
         split: number of devices that share each replica, and each take a part of its batches.
 
     Returns:
-        A layout. Devices beyond one for each replica stay idle.
+        A layout. Devices beyond one for each replica stay idle, spread over the processes.
 
     Raises:
         ValueError: for numbers below 1, a `split` that does not divide the devices, or more
@@ -70,11 +70,12 @@ def layout(
     devices = list(devices or jax.devices())
     if len(devices) % split:
         raise ValueError(f"split must divide the {len(devices)} devices, got {split}.")
-    rows = min(len(devices) // split, replicas)
-    devices = devices[: rows * split]
+    groups = [devices[i : i + split] for i in range(0, len(devices), split)]
+    rows = min(len(groups), replicas)
+    devices = [device for i in range(rows) for device in groups[i * len(groups) // rows]]
     if (processes := jax.process_count()) > len({device.process_index for device in devices}):
         raise ValueError(
-            f"{replicas} replicas leave some of {processes} processes without work; start fewer "
+            f"some of {processes} processes have no work with {replicas} replicas; start fewer "
             f"processes, or ask for more seeds or settings."
         )
     share = math.ceil(replicas / rows)
@@ -145,17 +146,27 @@ def spread(
 def place(tree: PyTree, where: Layout) -> PyTree:
     """Puts host arrays with a leading [replicas] axis on the mesh, padded by the last replica."""
 
-    def put(leaf):
+    def padded(leaf):
         short = where.padded - leaf.shape[0]
-        leaf = np.concatenate([leaf, np.repeat(leaf[-1:], short, axis=0)])
-        return jax.device_put(leaf, NamedSharding(where.mesh, PartitionSpec(AXIS)))
+        return np.concatenate([leaf, np.repeat(leaf[-1:], short, axis=0)])
 
-    return jax.tree.map(put, tree)
+    return _put(jax.tree.map(padded, tree), NamedSharding(where.mesh, PartitionSpec(AXIS)))
 
 
 def share(tree: PyTree, where: Layout) -> PyTree:
     """Puts one copy of arrays that all replicas read on every device."""
-    return jax.device_put(tree, NamedSharding(where.mesh, PartitionSpec()))
+    return _put(tree, NamedSharding(where.mesh, PartitionSpec()))
+
+
+def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
+    if sharding.is_fully_addressable:
+        return jax.device_put(tree, sharding)
+
+    def put(leaf):  # each process its part; device_put would send all of it round, to compare
+        leaf = np.asarray(leaf)
+        return jax.make_array_from_callback(leaf.shape, sharding, lambda index: leaf[index])
+
+    return jax.tree.map(put, tree)
 
 
 def fetch(tree: PyTree, where: Layout) -> PyTree:

@@ -476,8 +476,8 @@ def rows_that_differ(built, singles):
 
 
 LAYOUTS = {
-    "packnet": [{}, {"devices": 4}],
-    "hat": [{"chunk": 2}, {"devices": 4, "split": 2}],
+    "packnet": [{}, {"devices": 4}, {"devices": 2, "split": 2}],
+    "hat": [{"chunk": 2}, {"devices": 4, "split": 2}, {"devices": 4, "split": 4}],
     "pnn": [{"devices": 3}],
 }
 
@@ -520,6 +520,17 @@ def test_law_2_and_law_4_bite_leaks_between_replicas(monkeypatch):
     monkeypatch.setattr(train, "start", where_it_runs)
     by_device = build("packnet", devices=2).programs["start"]
     assert rows_that_differ(twin(by_device), singles) == [0, 1, 2, 3]
+
+
+def test_law_4_bites_parts_of_a_batch_that_are_not_summed(monkeypatch):
+    def learn(**layout):
+        return run(build("finetune", tasks=1, replicas=1, epochs=1, **layout))
+
+    whole, parts = learn(), learn(devices=2, split=2)
+    assert all(jax.tree.leaves(jax.tree.map(same, whole, parts)))
+    monkeypatch.setattr(train, "_sum", lambda setup, tree: tree)
+    parts = learn(devices=2, split=2)
+    assert not all(jax.tree.leaves(jax.tree.map(same, whole, parts)))
 
 
 @pytest.mark.parametrize(

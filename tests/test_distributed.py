@@ -1,0 +1,165 @@
+"""Two real processes on one machine that share the replicas, or the batch, and one that dies."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcl import cli, replicas
+
+WORDS = ["compare", "--tasks", "3", "--epochs", "20", "--hidden", "8"]
+REFUSED = 2
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    """One cache of programs for all processes."""
+    jax.devices()  # from here on the command takes them as they are
+    before = jax.config.values["jax_compilation_cache_dir"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def start(process, port, *words):
+    """One of two processes, on a CPU."""
+    where = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "jaxcl", *WORDS, *words, *where],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+    )  # fmt: skip
+
+
+def ends(*processes):
+    """For each process: its exit code, what it wrote to stdout, and to stderr."""
+    try:
+        return [(p.returncode, *texts) for p in processes for texts in [p.communicate(timeout=120)]]
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def both(*words):
+    port = free_port()
+    return ends(*(start(process, port, *words) for process in (0, 1)))
+
+
+def free_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+def numbers(out):
+    """Accuracy and capacity, method by method."""
+    results = json.loads((out / "permuted_digits" / "results.json").read_text())
+    return {name: (m["accuracy"], m["capacity"]) for name, m in results["methods"].items()}
+
+
+def test_replicas_in_two_processes_one_of_which_is_killed(tmp_path):
+    words = ["--methods", "packnet", "--seeds", "3", "--out"]
+    cli.main([*WORDS, *words, str(tmp_path / "one"), "--devices", "2"])
+    expected = numbers(tmp_path / "one")
+
+    words += [str(tmp_path / "two"), "--devices", "1"]
+    folder, port = tmp_path / "two" / "permuted_digits", free_port()
+    leader, other = (start(process, port, *words) for process in (0, 1))
+    while not list(folder.glob("checkpoints/packnet/task_1")) and leader.poll() is None:
+        time.sleep(0.01)
+    other.kill()
+    (code, out, err), _ = ends(leader, other)
+    assert (code, out) == (1, "")
+    assert "one of the processes failed; the same command with --resume goes on" in err
+    assert {path.name for path in folder.iterdir()} == {"settings.json", "checkpoints"}
+
+    (code, table, progress), other = both(*words, "--resume")
+    assert code == 0, progress
+    assert "PackNet" in table and "on 2 CPU devices of 2 processes" in progress
+    assert other == (0, "", "")  # process 0 alone writes
+    assert numbers(tmp_path / "two") == expected
+    assert [path.name for path in folder.glob("checkpoints/packnet/*")] == ["task_3"]
+    assert {path.name for path in folder.iterdir()} == {
+        path.name for path in (tmp_path / "one" / "permuted_digits").iterdir()
+    }
+
+
+def test_batches_in_two_processes(tmp_path):
+    words = ["--methods", "finetune", "--seeds", "1", "--epochs", "2", "--devices", "1", "--out"]
+    cli.main([*WORDS, *words, str(tmp_path / "one")])
+    (code, _, err), _ = both(*words, str(tmp_path / "two"), "--split", "2")
+    assert code == 0, err
+    accuracy, _ = numbers(tmp_path / "two")["finetune"]
+    expected, _ = numbers(tmp_path / "one")["finetune"]
+    np.testing.assert_allclose(accuracy, expected, atol=1e-6)
+
+
+def test_more_processes_than_replicas(tmp_path):
+    for code, out, err in both("--seeds", "1", "--devices", "1", "--out", str(tmp_path / "never")):
+        assert (code, out) == (REFUSED, "")
+        assert "some of 2 processes have no work with 1 replicas" in err
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_idle_devices_are_spread():
+    devices = jax.devices()[:4]
+    assert list(replicas.layout(2, 0, devices=devices).mesh.devices.flat) == devices[::2]
+    split = replicas.layout(1, 0, devices=devices, split=2).mesh.devices
+    assert list(split.flat) == devices[:2]
+
+
+def test_processes_with_other_options(tmp_path):
+    port, words = free_port(), ["--devices", "1", "--out", str(tmp_path / "never")]
+    for code, out, err in ends(
+        start(0, port, *words), start(1, port, *words, "--learning-rate", "0.5")
+    ):
+        assert (code, out) == (REFUSED, "")
+        assert "learning_rate is 0.05 in process 0, but learning_rate is 0.5 in process 1" in err
+        assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_others_do_not_come(tmp_path):
+    words = ["--timeout", "1", "--out", str(tmp_path / "never")]
+    port, nobody = free_port(), free_port()
+    no_cluster = subprocess.Popen(
+        [sys.executable, "-m", "jaxcl", *WORDS, "--distributed", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    (*alone, why), (*lost, reason), (*by_itself, advice) = ends(
+        start(0, port, *words), start(1, nobody, *words), no_cluster
+    )
+    assert alone == lost == by_itself == [REFUSED, ""]
+    assert "no cluster here" in advice and "Give --coordinator HOST:PORT" in advice
+    assert why == f"jaxcl: not all 2 processes came to 127.0.0.1:{port} within 1 s (--timeout).\n"
+    assert f"process 0 at 127.0.0.1:{nobody}, did not answer within 1 s (--timeout)." in reason
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--coordinator here --processes 2 --process 0", "must be HOST:PORT"),
+        ("--coordinator here:70000 --processes 2 --process 0", "must be HOST:PORT"),
+        ("--coordinator here:1 --processes 2 --process 2", "must be 0 to 1"),
+        ("--coordinator here:1 --processes 2 --process -1", "must be at least 0"),
+        ("--coordinator here:1 --processes 2", "go together"),
+        ("--processes 2 --process 0", "go together"),
+        ("--timeout 0", "must be at least 1"),
+    ],
+)
+def test_options(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([*WORDS, "--out", str(tmp_path / "never"), *words.split()])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (REFUSED, "")
+    assert message in err and err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
