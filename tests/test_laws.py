@@ -106,8 +106,9 @@ class LinenNet(nn.Module):
 @functools.cache
 def network(kind, library):
     """A Model with laterals, and with a wiring that is traced, or given for a built-in network."""
-    if library == "built in":
-        return models.mlp(6, (5, 4), CLASSES)
+    if library in ("built in", "bfloat16"):
+        dtype = jnp.bfloat16 if library == "bfloat16" else jnp.float32
+        return models.mlp(6, (5, 4), CLASSES, dtype=dtype)
     net = NETS[kind]
     sample = jax.ShapeDtypeStruct((4, *net.shape), jnp.float32)
     if library == "nnx":
@@ -288,7 +289,9 @@ CASES += [
     (*case, (ALL[i % len(ALL)],))
     for i, case in enumerate(
         [
-            ("packnet keep", "mlp", "built in", "frozen"),
+            ("packnet keep", "mlp", "bfloat16", "frozen"),
+            ("hat", "mlp", "bfloat16", "frozen"),
+            ("pnn adapter", "mlp", "bfloat16", "shared"),
             ("packnet random", "mlp", "built in", "frozen"),
             ("packnet zero", "mlp", "linen", "frozen"),
             ("packnet keep", "conv", "nnx", "frozen"),
@@ -314,6 +317,36 @@ CASES += [
 def test_law_1_isolation(method, kind, library, norm, optimizers):
     setup = make_setup(method, kind, library, norm, optimizers)
     assert forgotten(setup, kind, optimizers, retrain="packnet" in method) == {}
+
+
+@pytest.mark.parametrize(
+    ("method", "state"),
+    [
+        ("packnet keep", {"uint8"}),
+        ("hat", {"float32"}),
+        ("pnn adapter", {"float32", "int32"}),
+    ],
+)
+def test_bfloat16_is_for_arithmetic_alone(method, state):
+    """What is learned, protects or gates stays in float32, owners and tasks in integers."""
+    setup = make_setup(method, "mlp", "bfloat16")
+
+    def learn(key):
+        learner = train.begin_task(setup, train.start(setup, key, TASKS), 0)
+        learner, _ = train.epoch(setup, learner, row(examples("mlp"), 0), 0, 0)
+        learner = train.end_task(setup, learner, 0)
+        gates = setup.method.view(learner.theta, learner.state, 0, 0.5).get("gates", {})
+        return (learner.theta, gates), learner.state, learner.opt_state.trainable
+
+    def types(tree):
+        return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
+
+    program, shapes = jax.make_jaxpr(learn, return_shape=True)(jax.random.key(0))
+    learned, kept, trainable = shapes
+    assert "bf16" in str(program)
+    assert types(learned) == {"float32"}
+    assert types(kept) == state
+    assert types(trainable) <= {"float32", "bool"}
 
 
 # Its broken twins.
