@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -98,7 +99,7 @@ def spread(
     where: Layout,
     *,
     count: Callable[[], None] = lambda: None,
-    donate: bool = True,
+    in_place: bool = False,
 ) -> Callable:
     """Compiles `function(carried, fixed, *shared)` for all replicas at once.
 
@@ -109,7 +110,8 @@ def spread(
             read.
         where: the layout.
         count: called whenever the function is traced, so compiled.
-        donate: the first argument is consumed, and its buffers are used for the result.
+        in_place: the function gives `(carried, result)`, and the new carried arrays take the place
+            of the old ones: the first argument is consumed, and no replica is held twice.
 
     Returns:
         A compiled function of the same arguments, where the leaves of the first two have a leading
@@ -127,8 +129,39 @@ def spread(
             return jax.tree.map(lambda leaf: leaf[None], result)
         if where.chunk == where.share:
             return jax.vmap(run)((carried, fixed))
+        if in_place:
+            return chunk_by_chunk(run, carried, fixed)
         size = where.chunk if where.chunk > 1 else None
         return jax.lax.map(run, (carried, fixed), batch_size=size)
+
+    def chunk_by_chunk(run, carried, fixed):
+        """`jax.lax.map`, which would hold the old and the new arrays of all chunks at once."""
+        one = where.chunk == 1
+
+        def part(tree, i):
+            if one:
+                return jax.tree.map(lambda leaf: leaf[i], tree)
+            first = i * where.chunk
+            return jax.tree.map(
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, where.chunk), tree
+            )
+
+        def put(tree, new, i):
+            if one:
+                return jax.tree.map(lambda leaf, row: leaf.at[i].set(row), tree, new)
+            first = i * where.chunk
+            return jax.tree.map(
+                lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, first, 0),
+                tree, new,
+            )  # fmt: skip
+
+        def step(i, both):
+            new = (run if one else jax.vmap(run))(part((both[0], fixed), i))
+            return put(both, new, i)
+
+        _, result = jax.eval_shape(jax.vmap(run), (carried, fixed))
+        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+        return jax.lax.fori_loop(0, where.share // where.chunk, step, (carried, empty))
 
     def everywhere(carried, fixed, *shared):
         own, whole = PartitionSpec(AXIS), PartitionSpec()
@@ -140,7 +173,7 @@ def spread(
             check_vma=False,
         )(carried, fixed, *shared)
 
-    return jax.jit(everywhere, donate_argnums=0 if donate else ())
+    return jax.jit(everywhere, donate_argnums=0 if in_place else ())
 
 
 def place(tree: PyTree, where: Layout) -> PyTree:

@@ -137,7 +137,7 @@ def build(
     _check_batch(recipe({name: value[0] for name, value in values.items()}).batch, split)
     traces = Counter()
 
-    def program(function, donate=True):
+    def program(function, in_place=False):
         name = function.__name__
 
         def with_setup(carried, fixed, *shared):
@@ -148,10 +148,13 @@ def build(
         def count():
             traces[name] += 1
 
-        return replicas.spread(with_setup, where, count=count, donate=donate)
+        return replicas.spread(with_setup, where, count=count, in_place=in_place)
 
     def start(setup, seed):
         return train.start(setup, jax.random.key(seed), tasks)
+
+    def begin_task(setup, learner, task):
+        return train.begin_task(setup, learner, task), ()
 
     def epoch(setup, learner, features, data, task, index, validation):
         return train.epoch(setup, learner, data, task, index, validation, features)
@@ -163,18 +166,20 @@ def build(
 
     def end(setup, learner, task, validation):
         learner = train.end_task(setup, train.end_phase(setup, learner), task)
-        return train.begin_phase(setup, learner, task, validation) if retrain_epochs else learner
+        if retrain_epochs:
+            learner = train.begin_phase(setup, learner, task, validation)
+        return learner, ()
 
     def end_phase(setup, learner, task, validation):
-        return train.end_phase(setup, learner)
+        return train.end_phase(setup, learner), ()
 
     def grow(setup, learner):
         return train.grow(setup, learner, tasks)
 
-    changing = (start, train.begin_task, epoch, end, end_phase)
-    programs = {function.__name__: program(function) for function in changing}
-    for function in (grow, train.frozen_features, evaluate):
-        programs[function.__name__] = program(function, donate=False)
+    changing = (begin_task, epoch, end, end_phase)
+    programs = {function.__name__: program(function, in_place=True) for function in changing}
+    for function in (start, grow, train.frozen_features, evaluate):
+        programs[function.__name__] = program(function)
     return Study(recipe, benchmark, numbers, values, each, retrain_epochs, where, programs, traces)
 
 
@@ -221,7 +226,7 @@ def run(
             else:
                 validation = train.examples(*benchmark.tasks[task].val, length=validation_length)
             validation = replicas.share(validation, where)
-        learners = programs["begin_task"](learners, fixed, number)
+        learners, _ = programs["begin_task"](learners, fixed, number)
         features = None
         if features_fit(study, setup, learners, data):
             features = programs["frozen_features"](learners, fixed, data, number)
@@ -236,7 +241,7 @@ def run(
                 if setup.patience is not None and _all_stopped(learners, where):
                     epoch = phase_end
             if close == "end" or study.retrain_epochs:
-                learners = programs[close](learners, fixed, number, validation)
+                learners, _ = programs[close](learners, fixed, number, validation)
         results = programs["evaluate"](learners, fixed, held_out)
         accuracy, capacity, overlap = replicas.fetch(results, where)
         yield TaskEnd(task, accuracy, capacity, overlap, learners)

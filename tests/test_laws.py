@@ -620,7 +620,7 @@ def test_law_3_bites_masks_in_the_closure():
         def count():
             traces["epoch"] += 1
 
-        return replicas.spread(epoch, built.layout, count=count)
+        return replicas.spread(epoch, built.layout, count=count, in_place=True)
 
     def epoch(learners, fixed, data, task, index, validation):
         masks.setdefault(int(task), row(jax.device_get(learners.opt_state.trainable), 0))

@@ -66,9 +66,9 @@ def retrained(built, rate, drop_validation=False):
 
     def end(learners, fixed, task, validation):
         validation = None if drop_validation else validation
-        learners = programs["end"](learners, fixed, task, validation)
+        learners, _ = programs["end"](learners, fixed, task, validation)
         seen.append(jax.device_get(learners.theta))
-        return learners
+        return learners, ()
 
     programs = built.programs
     built = built._replace(programs=programs | {"epoch": epoch, "end": end})
@@ -98,9 +98,9 @@ def test_a_pretrained_network_is_pruned_before_it_is_trained():
     seen = []
 
     def end(learners, *rest):
-        learners = built.programs["end"](learners, *rest)
+        learners, _ = built.programs["end"](learners, *rest)
         seen.append(jax.device_get((learners.theta, learners.state)))
-        return learners
+        return learners, ()
 
     events = list(study.run(built._replace(programs=built.programs | {"end": end})))
     epochs = [(e.task, e.epoch, e.epochs) for e in events if isinstance(e, study.EpochEnd)]
