@@ -45,7 +45,7 @@ def pnn(
 
     Args:
         model: the column's architecture; it must expose `column` and `laterals`, as those in
-            `models` do.
+            `models` do, and its `init` must draw each column's start from the key.
         tasks: number of tasks, so of columns.
         lateral: the kind of lateral connection; None for independent columns.
         alpha: start value of the adapter's learned scale of each source column.

@@ -4,6 +4,7 @@ Everything here can be jitted, vmapped over learners and placed on a mesh by the
 does. `task`, `epoch` and all numbers are traced, so one compiled program serves a whole sequence.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -136,7 +137,8 @@ def start(
         key: typed key.
         tasks: number of tasks.
         params: initial parameters, such as a pretrained trunk; by default the model's own.
-        statistics: running statistics that go with them; likewise.
+        statistics: running statistics that go with them; likewise. They broadcast against the
+            model's own: for PNN, those of one column serve all.
 
     Returns:
         A learner that has seen no task.
@@ -148,13 +150,22 @@ def start(
     check(setup, tasks)
     model_key, method_key = jax.random.split(jax.random.fold_in(key, 0))
     fresh, initial = setup.model.init(model_key)
-    statistics = initial if statistics is None else statistics
+    if statistics is not None:  # for PNN of one column, which all columns then start from
+        initial = jax.tree.map(
+            lambda new, old: jnp.broadcast_to(new, old.shape), statistics, initial
+        )
+    statistics = initial
     names = sorted(masks.leaves_by_path(statistics))
     if setup.norm is None and names:
         raise ValueError(
             f"The model keeps running statistics ({masks.shorten(names, 3)}); "
             f"declare what becomes of them: Setup(norm='frozen') or 'per_task' to isolate tasks, "
             f"'shared' for methods that do not."
+        )
+    if setup.norm == "frozen" and names and not _takes(setup.model.apply, "freeze_norm"):
+        raise ValueError(
+            "Setup: norm='frozen' needs a model whose apply takes freeze_norm=True. PNN's does "
+            "not, as each column has statistics of its own: declare norm='shared'."
         )
     theta, state = setup.method.init(method_key, fresh if params is None else params)
     rows = tasks if _has_rows(setup) else 1
@@ -310,7 +321,8 @@ def epoch(
         features: what the network's `frozen` part gives for each example of `data`, [length, ...].
 
     Returns:
-        The learner after the epoch, and the means of its training loss and accuracy.
+        The learner after the epoch, and the means of its training loss and accuracy; those of a
+        learner that has stopped are of an epoch that is thrown away.
 
     Raises:
         ValueError: if `setup` needs validation examples and there are none.
@@ -371,7 +383,6 @@ def evaluate(
     learner: Learner,
     data: Data,
     task: ArrayLike,
-    progress: ArrayLike | None = None,
 ) -> Metrics:
     """Loss and accuracy of one task's network, as it would be used after training.
 
@@ -380,13 +391,12 @@ def evaluate(
         learner: the learner.
         data: the task's examples.
         task: the task whose network and head are used.
-        progress: leave None.
 
     Returns:
         Means over the examples; the loss is without penalty.
     """
     data = jax.tree.map(jnp.asarray, data)
-    params, row = network(setup, learner, task, progress)
+    params, row = network(setup, learner, task)
 
     def add(i, totals):
         position = i * setup.batch + jnp.arange(setup.batch)
@@ -457,7 +467,7 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
             logits, row = jax.lax.cond(
                 task == 0,
                 lambda p: apply(p, row),
-                lambda p: apply(p, row, freeze_norm=True),
+                lambda p: (apply(p, row, freeze_norm=True)[0], row),
                 params,
             )
         else:
@@ -510,6 +520,11 @@ def _random_order(key, length, count):
     rank = jax.random.bits(key, (length,), "uint32") >> 1
     rank = jnp.where(jnp.arange(length) < count, rank, jnp.uint32(0xFFFFFFFF))
     return jnp.argsort(rank)
+
+
+def _takes(function, name):
+    kinds = inspect.signature(function).parameters
+    return name in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values())
 
 
 def _new_plan(setup, theta, statistics):

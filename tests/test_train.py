@@ -1,13 +1,16 @@
-"""The engine's plan: which state of a phase is kept, when a seed slows down, and when it stops."""
+"""The engine: which state of a phase is kept, when a seed stops, what becomes of statistics."""
 
 import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
-from jaxcl import data, recipes, study, train
+import jaxcl
+from jaxcl import data, models, recipes, study, train
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)
 RATE = np.float32(0.05)
@@ -222,3 +225,46 @@ def test_joint_training_is_judged_by_the_tasks_so_far():
         learner, losses = learn(learner, task, mixture(task))
         np.testing.assert_allclose(learner.plan.best, np.mean(losses[: task + 1]), 1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+# Running statistics
+
+
+class Mean(nnx.Module):
+    """A norm that is not Flax's: it keeps a running mean, whatever it is told."""
+
+    def __init__(self, rngs):
+        self.mean = nnx.BatchStat(jnp.zeros(4))
+        self.head = nnx.Linear(4, 2, rngs=rngs)
+
+    def __call__(self, x):
+        self.mean[...] = 0.9 * self.mean[...] + 0.1 * x.mean(0)
+        return self.head(x - self.mean[...][None])
+
+
+def test_frozen_statistics_stay_whatever_norm_keeps_them():
+    x = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
+    part = train.examples(x, np.arange(64) % 2)
+    setup = train.Setup(
+        jaxcl.multihead(jaxcl.finetune(), 3), models.from_nnx(Mean), optax.sgd(0.1), norm="frozen"
+    )
+    learner, rows = train.start(setup, jax.random.key(0), 3), []
+    for task in range(3):
+        learner = train.begin_task(setup, learner, task)
+        learner, _ = train.epoch(setup, learner, part, jnp.int32(task), 0)
+        rows.append(learner.statistics["mean"][task])
+    assert np.any(rows[0] != 0)
+    assert equal(rows[1:], rows[:1] * 2)
+
+
+def test_pnn_starts_from_a_trunk_with_running_statistics():
+    model = models.resnet18((8, 8, 1), 2, width=1)
+    params, statistics = jax.jit(model.init)(jax.random.key(0))
+    statistics = jax.tree.map(lambda leaf: leaf + 3, statistics)
+    method, network = jaxcl.pnn(model, 2, None)
+    setup = train.Setup(method, network, optax.sgd(0.1), norm="shared")
+    learner = train.start(setup, jax.random.key(1), 2, params, statistics)
+    rows = jax.tree.map(lambda leaf: leaf[0], learner.statistics)
+    assert equal(rows, jax.tree.map(lambda leaf: np.stack([leaf] * 2), statistics))
+    with pytest.raises(ValueError, match=r"norm='frozen' needs .* PNN's does not"):
+        train.start(setup._replace(norm="frozen"), jax.random.key(1), 2)
