@@ -29,13 +29,26 @@ def cache(tmp_path_factory):
         jax.config.update("jax_enable_compilation_cache", True)
 
 
-def start(process, port, *words):
-    """One of two processes, on a CPU."""
-    where = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
+def launch(*words, **environment):
+    """A process on a CPU."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxcl", *WORDS, *words, *where],
+        [sys.executable, "-m", "jaxcl", *WORDS, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    )  # fmt: skip
+
+
+def start(process, port, *words):
+    """One of two processes."""
+    where = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
+    return launch(*words, *where)
+
+
+def start_as_slurm_does(process, job, *words):
+    """Likewise, with what Slurm tells it."""
+    return launch(
+        "--distributed", *words, SLURM_JOB_ID=str(job), SLURM_STEP_NODELIST="127.0.0.1",
+        SLURM_NTASKS="2", SLURM_PROCID=str(process), SLURM_LOCALID=str(process),
     )  # fmt: skip
 
 
@@ -91,10 +104,11 @@ def test_replicas_in_two_processes_one_of_which_is_killed(tmp_path):
     }
 
 
-def test_batches_in_two_processes(tmp_path):
+def test_batches_in_two_processes_of_a_cluster(tmp_path):
     words = ["--methods", "finetune", "--seeds", "1", "--epochs", "2", "--devices", "1", "--out"]
     cli.main([*WORDS, *words, str(tmp_path / "one")])
-    (code, _, err), _ = both(*words, str(tmp_path / "two"), "--split", "2")
+    words += [str(tmp_path / "two"), "--split", "2"]
+    (code, _, err), _ = ends(*(start_as_slurm_does(i, os.getpid(), *words) for i in (0, 1)))
     assert code == 0, err
     accuracy, _ = numbers(tmp_path / "two")["finetune"]
     expected, _ = numbers(tmp_path / "one")["finetune"]
@@ -130,12 +144,8 @@ def test_processes_with_other_options(tmp_path):
 def test_the_others_do_not_come(tmp_path):
     words = ["--timeout", "1", "--out", str(tmp_path / "never")]
     port, nobody = free_port(), free_port()
-    no_cluster = subprocess.Popen(
-        [sys.executable, "-m", "jaxcl", *WORDS, "--distributed", *words],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
     (*alone, why), (*lost, reason), (*by_itself, advice) = ends(
-        start(0, port, *words), start(1, nobody, *words), no_cluster
+        start(0, port, *words), start(1, nobody, *words), launch("--distributed", *words)
     )
     assert alone == lost == by_itself == [REFUSED, ""]
     assert "no cluster here" in advice and "Give --coordinator HOST:PORT" in advice
