@@ -102,6 +102,7 @@ def hat(
 
     Every hidden unit of every gated layer has one gate for each task. Once a task ends, a weight
     may change by the factor `1 - min(a_out, a_in)` of the largest attention that its two ends got.
+    An end without a gate counts as always used.
 
     Args:
         wiring: which leaves the gates scale and protect; `models` give theirs, `trace_wiring`
@@ -116,9 +117,10 @@ def hat(
         embedding: start values, N(0, 1) or U(0, 2).
 
     Returns:
-        A method whose `theta` is `{"params": ..., "embeddings": {gate: [tasks, units]}}`. Leaves
-        whose output carries no gate train on the first task and are frozen after, so wrap the
-        method with `multihead`.
+        A method whose `theta` is `{"params": ..., "embeddings": {gate: [tasks, units]}}`. The first
+        task may change every leaf. Leaves between ungated ends are frozen after it, heads among
+        them, so wrap the method with `multihead`; a kernel that reads gates and feeds none goes on
+        learning from the units that are not used yet.
 
     Raises:
         ValueError: for settings out of range, and at `init` if the wiring does not fit the
@@ -170,12 +172,13 @@ def hat(
 
     def trainable(theta, state, task):
         def share(path, leaf):
-            if path not in wiring.outputs:
-                return jnp.asarray(task == 0, bool)
-            target = state.attention[wiring.outputs[path]]
-            if path not in wiring.inputs:
-                return 1 - target
-            return masks.Attended(input_factor(wiring, path, leaf, state.attention), target)
+            if path in wiring.inputs:
+                source = input_factor(wiring, path, leaf, state.attention)
+            if path in wiring.outputs:
+                target = state.attention[wiring.outputs[path]]
+                return masks.Attended(source, target) if path in wiring.inputs else 1 - target
+            first = jnp.asarray(task == 0, bool)
+            return jnp.where(first, 1, 1 - source) if path in wiring.inputs else first
 
         own_row = (jnp.arange(tasks) == task)[:, None]
         return {

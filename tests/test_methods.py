@@ -598,7 +598,9 @@ def test_trainable_is_one_minus_the_smaller_attention_of_both_ends():
     pairs = 1 - np.minimum(a["layer0"][:, None], a["layer1"][None])
     equal(mask["params/layers/1/kernel"], pairs)
     equal(mask["params/layers/1/bias"], 1 - a["layer1"])
-    assert not mask["params/head/kernel"].any()  # nobody's after the first task, but for multihead
+    # An output without a gate counts as used: only what reads a free unit may still change.
+    equal(np.broadcast_to(mask["params/head/kernel"], (3, 2)), (1 - a["layer1"])[:, None] * [1, 1])
+    assert not mask["params/head/bias"].any()
     rows = np.broadcast_to(mask["embeddings/layer0"], (TASKS, 5))
     equal(rows, np.broadcast_to([[False], [True], [False]], rows.shape))
     fresh = method.init(KEY, params())[1]
@@ -608,6 +610,35 @@ def test_trainable_is_one_minus_the_smaller_attention_of_both_ends():
             masks.resolve(method.trainable(theta, fresh, 0), theta)["params"]
         )
     )
+
+
+def test_a_kernel_that_feeds_no_gate_goes_on_learning_from_free_units():
+    """As a transformer's `down`; and what it learns never reaches a finished task's network."""
+    widths = {"up": (4, 6), "down": (10, 4), "head": (4, 2)}
+    start = noise(0, {name: {"kernel": np.zeros(shape)} for name, shape in widths.items()})
+
+    def apply(params, x):  # beside the gated units, `down` reads its own input
+        hidden = jnp.concatenate([jax.nn.relu(x @ params["up"]["kernel"]), x], -1)
+        return (x + hidden @ params["down"]["kernel"]) @ params["head"]["kernel"]
+
+    x = noise(1, jnp.zeros((5, 4)))
+    wiring = jaxcl.trace_wiring(apply, start, x, gates=["up"])
+    method = jaxcl.multihead(jaxcl.hat(wiring, TASKS, hard=True), TASKS)
+    theta, state = method.init(KEY, start)
+    open_units = np.asarray(theta["embeddings"]["up"] > 0)
+    assert not open_units[:2].all(axis=1).any()
+    kept = []
+    for task in range(TASKS):
+        theta, state = method.begin_task(KEY, theta, state, task)
+        before, theta = theta, move(task, method, theta, state, task)
+        moved = np.all(theta["params"]["down"]["kernel"] != before["params"]["down"]["kernel"], 1)
+        free = ~np.any(open_units[:task], axis=0)
+        equal(moved, np.concatenate([free, [task == 0] * 4]))
+        theta, state = method.end_task(theta, state, task)
+        for k, view in enumerate(kept):
+            equal(method.view(theta, state, k), view)
+            equal(apply(method.view(theta, state, k), x), apply(view, x))
+        kept.append(method.view(theta, state, task))
 
 
 def test_flattened_channels_are_tiled():
