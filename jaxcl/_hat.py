@@ -6,7 +6,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxcl import masks
 from jaxcl._method import Method, draw
@@ -133,8 +132,9 @@ def hat(
     """
     if wiring is None:
         raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")
-    _check("s_max", s_max, above=1)
-    _check("c", c, above=-1e-30)
+    masks.check_count("hat: tasks", tasks)
+    masks.check_finite("hat: s_max", s_max, above=1)
+    masks.check_finite("hat: c", c, least=0)
     for name, value, known in (
         ("gradient", gradient, ("original", "clipped", "ideal")),
         ("embedding", embedding, ("normal", "uniform")),
@@ -323,8 +323,3 @@ def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
         both += used * math.prod(leaf.shape[:-2])
         total += leaf.size
     return both / max(total, 1)
-
-
-def _check(name, value, above):
-    if masks.is_concrete(value) and not np.all(np.asarray(value) > above):
-        raise ValueError(f"hat: {name} must be above {above:g}, got {value}.")

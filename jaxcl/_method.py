@@ -85,12 +85,15 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         under any initializer with independent entries.
 
     Raises:
-        ValueError: if `method` is made for another number of tasks; at `init`, if no leaf matches.
+        ValueError: if there is no task, `method` is made for another number of them, or the pattern
+            cannot be read; at `init`, if no leaf matches.
 
     Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
         use that task's head alone.
     """
 
+    masks.check_count("multihead: tasks", tasks)
+    check_pattern("multihead", heads)
     if method.tasks not in (None, tasks):
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
@@ -164,6 +167,16 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         overlap=shared and (lambda theta, state: shared(select(theta, 0), state)),
         tasks=tasks,
     )
+
+
+def check_pattern(method: str, heads: str) -> None:
+    """Raises ValueError if the heads' pattern is no regular expression."""
+    try:
+        re.compile(heads)
+    except re.error as error:
+        raise ValueError(
+            f"{method}: heads must be a regular expression, got {heads!r}: {error}."
+        ) from error
 
 
 def draw(sampler: Callable, key: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxcl import masks
-from jaxcl._method import HEAD, Method, finetune
+from jaxcl._method import HEAD, Method, check_pattern, finetune
 
 PyTree = Any
 MOST_TASKS = 254
@@ -74,7 +74,8 @@ def packnet(
         the task is given and nothing is overwritten. With `ties="exact"` exactly the stated number
         is pruned.
     """
-    if not 1 <= tasks <= MOST_TASKS:
+    masks.check_count("packnet: tasks", tasks)
+    if tasks > MOST_TASKS:
         raise ValueError(
             f"packnet: tasks must be 1 to {MOST_TASKS} (owners are uint8), got {tasks}."
         )
@@ -83,6 +84,7 @@ def packnet(
             f"packnet: reinit_free must be 'zero', 'keep' or 'random', got {reinit_free!r}."
         )
     masks.check_options(ties, scope)
+    check_pattern("packnet", heads)
     fractions = prune_fractions(tasks, prune)
     not_weights = f"{heads}|(bias|scale)$"
     is_prunable = prunable or (

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
+from jaxcl import masks
 from jaxcl._method import Method, draw, finetune
 from jaxcl._model import LateralSpec, Model
 
@@ -63,8 +64,10 @@ def pnn(
         (adapter). V has the width of the equation, not of the text.
     Differs: laterals carry no bias of their own beside the projection's.
     """
-    if tasks < 1:
-        raise ValueError(f"pnn: tasks must be at least 1, got {tasks}.")
+    masks.check_count("pnn: tasks", tasks)
+    masks.check_finite("pnn: alpha", alpha)
+    if projection is not None:
+        masks.check_count("pnn: projection", projection)
     if lateral not in ("adapter", "linear", None):
         raise ValueError(f"pnn: lateral must be 'adapter', 'linear' or None, got {lateral!r}.")
     if lateral and model.column is None:

@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jaxcl import _processes, metrics, recipes, replicas, study
+from jaxcl import _processes, metrics, recipes, replicas, study, train
 from jaxcl._compare import (
     UNSHARED,
     bars,
@@ -87,19 +87,15 @@ def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> 
             method, benchmark, options, list(range(run.seeds)) * len(combinations),
             settings=dict(zip(swept, columns)), devices=devices, chunk=run.chunk, split=run.split,
         )  # fmt: skip
-        jax.eval_shape(stages[0].programs["start"], *_shapes(stages[0]))
+        make = recipes.recipe(method, benchmark, options)
+        for share in swept.get("prune", ()):  # as a number: what it leaves free can be checked
+            start = partial(train.start, make({"prune": share}), tasks=len(benchmark.tasks))
+            jax.eval_shape(start, jax.random.key(0))
     _processes.check_same(folder, {**settings, "split": run.split, "chunk": run.chunk})
     if _processes.leads():
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, settings, command, devices)
     return partial(_work, stages, swept, combinations, settings, folder, cache)
-
-
-def _shapes(built: Study) -> Any:
-    def padded(leaf):
-        return jax.ShapeDtypeStruct((built.layout.padded,), leaf.dtype)
-
-    return padded(built.seeds), (jax.tree.map(padded, built.settings),)
 
 
 def _work(stages: list[Study], swept, combinations, settings: dict, folder: Path, cache) -> None:

@@ -10,7 +10,6 @@ import dataclasses
 import difflib
 import importlib.util
 import logging
-import math
 import os
 import sys
 import typing
@@ -193,7 +192,7 @@ def check(command: Compare | Sweep) -> None:
     for part in (command, command.run, command.training):
         for name, value in vars(part).items():
             for one in value if isinstance(value, tuple) else (value,):
-                _check_number(name, one)
+                recipes.check_number(_option(name), one, _LIMITS.get(name, {}))
     _processes.check(command.run)
     training, name = command.training, command.run.name
     if not training.hidden:
@@ -259,28 +258,13 @@ def use_devices(run: Run) -> list[Device]:
     return [device for group in groups for device in group[: run.devices]]
 
 
-_COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "hidden", "batch", "epochs", "patience")
-_COUNTS += ("processes", "timeout")
-_FROM_0 = ("weight_decay", "c", "prune", "process")
-_AT_LEAST = {**dict.fromkeys(_FROM_0, 0), **dict.fromkeys(_COUNTS, 1)}
-_ABOVE: dict[str, float] = {"learning_rate": 0, "s_max": 1, "column_width": 0}
-_AT_MOST: dict[str, float] = {"prune": 1, "warn_free": 1}
-
-
-def _check_number(name: str, value) -> None:
-    if not isinstance(value, (int, float)):
-        return
-    if not math.isfinite(value):
-        wrong = "finite"
-    elif value < _AT_LEAST.get(name, -math.inf):
-        wrong = f"at least {_AT_LEAST[name]}"
-    elif value <= _ABOVE.get(name, -math.inf):
-        wrong = f"above {_ABOVE[name]}"
-    elif value > _AT_MOST.get(name, math.inf):
-        wrong = f"at most {_AT_MOST[name]}"
-    else:
-        return
-    raise ValueError(f"{_option(name)} must be {wrong}, got {value}.")
+_COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "processes", "timeout")
+_LIMITS = {
+    **recipes.LIMITS,
+    **{name: {"at least": 1} for name in _COUNTS},
+    "process": {"at least": 0},
+    "warn_free": {"at least": 0, "at most": 1},
+}
 
 
 def _benchmark(args: Sequence[str]) -> str:

@@ -309,6 +309,23 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value}.")
 
 
+def check_count(name: str, value: Any) -> None:
+    """Raises ValueError unless a value is a whole number of at least 1."""
+    if not isinstance(value, (int, np.integer)) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
+
+
+def check_finite(name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf) -> None:
+    """Raises ValueError if a number is not finite, below `least`, or not above `above`."""
+    if not is_concrete(value):
+        return
+    numbers = np.asarray(value)
+    if not np.all(np.isfinite(numbers) & (numbers >= least) & (numbers > above)):
+        limit = f" and above {above:g}" if above > -np.inf else ""
+        limit = f" and at least {least:g}" if least > -np.inf else limit
+        raise ValueError(f"{name} must be finite{limit}, got {value}.")
+
+
 def _fitted(path: str, mask: Any, leaf: Any) -> jax.Array:
     array, shape = dense(mask), jnp.shape(leaf)
     if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.floating):

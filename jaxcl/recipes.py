@@ -1,6 +1,8 @@
 """Ready-made setups: each method by its name, with the settings that the command offers."""
 
 import math
+import operator
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,6 +23,17 @@ from jaxcl.train import Setup
 
 METHODS = ("finetune", "joint", "independent", "pnn", "hat", "packnet")
 SWEPT = ("learning_rate", "s_max", "c", "prune", "alpha", "weight_decay")
+
+LIMITS: dict[str, dict[str, float]] = {  # of the numbers in Options
+    "learning_rate": {"above": 0},
+    "s_max": {"above": 1},
+    "column_width": {"above": 0},
+    "weight_decay": {"at least": 0},
+    "c": {"at least": 0},
+    "prune": {"at least": 0, "at most": 1},
+    **{name: {"at least": 1} for name in ("hidden", "batch", "epochs", "patience")},
+}
+_HOLDS = {"above": operator.gt, "at least": operator.ge, "at most": operator.le}
 
 COLUMNS = 8  # that the first program of PNN has room for
 
@@ -85,6 +98,33 @@ def defaults(benchmark: str) -> Options:
     if benchmark.endswith("cifar100"):
         return Options(network="alexnet", batch=64, epochs=30)
     return Options(epochs=10 if benchmark == "permuted_digits" else 30)
+
+
+def check(options: Options) -> None:
+    """Raises ValueError, naming the option, for a value that no run can have."""
+    for name, kind in typing.get_type_hints(Options).items():
+        value = getattr(options, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            check_number(f"Options: {name}", one, LIMITS.get(name, {}))
+        for choice in (kind, *typing.get_args(kind)):
+            known = typing.get_args(choice) if typing.get_origin(choice) is Literal else ()
+            if known and value not in known and not (value is None and choice is not kind):
+                raise ValueError(
+                    f"Options: {name} must be one of {', '.join(known)}, got {value!r}."
+                )
+    if not options.hidden:
+        raise ValueError("Options: hidden needs at least one width.")
+
+
+def check_number(name: str, value: Any, limits: Mapping[str, float]) -> None:
+    """Raises ValueError for a number that is not finite or beyond a limit."""
+    if not isinstance(value, (int, float)):
+        return
+    if not math.isfinite(value):
+        raise ValueError(f"{name} must be finite, got {value}.")
+    for words, limit in limits.items():
+        if not _HOLDS[words](value, limit):
+            raise ValueError(f"{name} must be {words} {limit}, got {value}.")
 
 
 def epochs_of(method: str, options: Options) -> tuple[int, int]:
@@ -179,8 +219,9 @@ def recipe(
         options of the same name, to a `train.Setup`.
 
     Raises:
-        ValueError: for an unknown method.
+        ValueError: for an unknown method, or an option that no run can have.
     """
+    check(options)
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
     tasks = room or len(benchmark.tasks)

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxcl import masks, replicas, train
 from jaxcl.data import Benchmark, Split
+from jaxcl.data import check as check_benchmark
 from jaxcl.replicas import Device
 from jaxcl.train import Data, Learner, Metrics, Setup
 
@@ -106,9 +108,11 @@ def build(
         A study for `run`.
 
     Raises:
-        ValueError: for settings of unequal length, a `split` that does not divide the batch, or
-            numbers out of range.
+        ValueError: for settings of unequal length, a `split` that does not divide the batch,
+            numbers out of range, tasks that differ in shape or type, whatever `train.start`
+            refuses, or fewer logits than classes.
     """
+    benchmark = check_benchmark(benchmark)
     numbers = np.asarray(seeds, np.uint32)
     values = {name: np.asarray(value, np.float32) for name, value in (settings or {}).items()}
     for name, value in values.items():
@@ -128,13 +132,13 @@ def build(
     if retrain_epochs < 0:
         raise ValueError(f"retrain_epochs must be at least 0, got {retrain_epochs}.")
     shapes = jax.eval_shape(
-        lambda s: recipe(s).model.init(jax.random.key(0))[0],
-        {name: value[0] for name, value in values.items()},
+        partial(_probe, recipe, benchmark), {name: value[0] for name, value in values.items()}
     )
     where = replicas.layout(
         numbers.size, masks.size_bytes(shapes), devices=devices, chunk=chunk, split=split
     )
-    _check_batch(recipe({name: value[0] for name, value in values.items()}).batch, split)
+    for row in dict.fromkeys(zip(*values.values())) or [()]:  # as numbers, which can be checked
+        _check_batch(recipe(dict(zip(values, row))).batch, split)
     traces = Counter()
 
     def program(function, in_place=False):
@@ -181,6 +185,21 @@ def build(
     for function in (start, grow, train.frozen_features, evaluate):
         programs[function.__name__] = program(function)
     return Study(recipe, benchmark, numbers, values, each, retrain_epochs, where, programs, traces)
+
+
+def _probe(recipe: Recipe, benchmark: Benchmark, settings: Mapping[str, Any]) -> PyTree:
+    """The network's parameters; and a look at whether a learner can start, and see the examples."""
+    setup, tasks = recipe(settings), benchmark.tasks
+    learner = train.start(setup, jax.random.key(0), len(tasks))
+    params, row = train.network(setup, learner, 0)
+    logits, _ = setup.model.apply(params, row, setup.prepare(jnp.asarray(tasks[0].train.x[:1])))
+    for number, task in enumerate(tasks):
+        if logits.ndim != 2 or logits.shape[1] < task.classes:
+            raise ValueError(
+                f"{benchmark.name}, task {number}: {task.classes} classes, but the network's "
+                f"logits have shape {logits.shape} for one example."
+            )
+    return setup.model.init(jax.random.key(0))[0]
 
 
 def run(

@@ -145,7 +145,8 @@ def start(
 
     Raises:
         ValueError: if a setting is out of its range, the method is made for another number of
-            tasks, or the model has running statistics and `setup.norm` is not declared.
+            tasks, `params` are not the model's, or the model has running statistics and
+            `setup.norm` is not declared.
     """
     check(setup, tasks)
     model_key, method_key = jax.random.split(jax.random.fold_in(key, 0))
@@ -167,11 +168,23 @@ def start(
             "Setup: norm='frozen' needs a model whose apply takes freeze_norm=True. PNN's does "
             "not, as each column has statistics of its own: declare norm='shared'."
         )
+    if params is not None:
+        _check_params(params, fresh)
     theta, state = setup.method.init(method_key, fresh if params is None else params)
     rows = tasks if _has_rows(setup) else 1
     statistics = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), statistics)
     learner = Learner(theta, state, statistics, (), _new_plan(setup, theta, statistics), key)
     return begin_phase(setup, learner, 0)
+
+
+def _check_params(params: PyTree, fresh: PyTree) -> None:
+    """Raises ValueError, naming the leaf, for parameters that the model does not have."""
+    given, own = masks.leaves_by_path(params), masks.leaves_by_path(fresh)
+    for path in sorted(given.keys() | own.keys()):
+        shapes = [np.shape(leaves[path]) if path in leaves else None for leaves in (given, own)]
+        if shapes[0] != shapes[1]:
+            has, needs = ("no such leaf" if s is None else f"shape {s}" for s in shapes)
+            raise ValueError(f"start: params have {has} at '{path}', where the model has {needs}.")
 
 
 def check(setup: Setup, tasks: int) -> None:
@@ -186,14 +199,17 @@ def check(setup: Setup, tasks: int) -> None:
                 f"Setup: {name} must be one of {', '.join(map(repr, known))}, "
                 f"got {getattr(setup, name)!r}."
             )
-    for name in ("batch", "patience"):
-        value = getattr(setup, name)
-        if value is not None and value < 1:
-            raise ValueError(f"Setup: {name} must be at least 1, got {value}.")
+    masks.check_count("Setup: batch", setup.batch)
+    if setup.patience is not None:
+        masks.check_count("Setup: patience", setup.patience)
+    masks.check_fraction("Setup: least_scale", setup.least_scale)
     if setup.method.tasks not in (None, tasks):
         raise ValueError(f"The method is made for {setup.method.tasks} tasks, not for {tasks}.")
     if setup.classes is not None and len(setup.classes) != tasks:
         raise ValueError(f"Setup: classes has {len(setup.classes)} entries for {tasks} tasks.")
+    known = setup.classes is not None and masks.is_concrete(setup.classes)
+    if known and np.asarray(setup.classes).min() < 1:
+        raise ValueError(f"Setup: classes must be at least 1, got {np.asarray(setup.classes)}.")
     if setup.mixed and setup.classes is None:
         raise ValueError("Setup: mixed training needs classes, the number of each task's classes.")
 

@@ -74,6 +74,9 @@ def snapshot(folder):
         ("sweep hat", "nothing to sweep; give several values: --s-max 100,200,400"),
         ("sweep hat --prune 0.1,0.2", "--prune has no effect on hat; sweep --learning-rate"),
         ("sweep packnet --prune 0.1,1.2", "--prune must be at most 1, got 1.2"),
+        ("sweep packnet --prune 0.5,0", "gives up no weight, so none is free for task 2"),
+        ("sweep packnet --prune 0.5,1e-3", "packnet: no weight is free for task 3 of 6"),
+        ("compare --warn-free -1", "--warn-free must be at least 0, got -1.0"),
     ],
 )
 def test_bad_input(words, message, tmp_path, monkeypatch, capsys):

@@ -152,6 +152,18 @@ def test_multihead_is_for_the_method_s_tasks():
         jaxcl.multihead(jaxcl.packnet(3), 4)
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"tasks": 0}, "multihead: tasks must be a whole number of at least 1, got 0"),
+        ({"tasks": 2, "heads": "["}, r"multihead: heads must be a regular expression, got '\['"),
+    ],
+)
+def test_multihead_errors(options, words):
+    with pytest.raises(ValueError, match=words):
+        jaxcl.multihead(jaxcl.finetune(), **options)
+
+
 def test_multihead_covers_any_leaves():
     method = jaxcl.multihead(jaxcl.finetune(), TASKS, r"head|layers/\d+/bias")
     theta, _ = method.init(KEY, params())
@@ -420,7 +432,8 @@ def test_254_tasks_fit_the_owners():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tasks": 0}, "tasks must be 1 to 254.*got 0"),
+        ({"tasks": 0}, "packnet: tasks must be a whole number of at least 1, got 0"),
+        ({"tasks": 2.5}, "packnet: tasks must be a whole number of at least 1, got 2.5"),
         ({"tasks": 255}, "tasks must be 1 to 254.*got 255"),
         ({"tasks": 2, "prune": 1.5}, r"prune must be in \[0, 1\], got 1.5"),
         ({"tasks": 2, "prune": [0.5, -0.5]}, r"prune must be in \[0, 1\]"),
@@ -432,6 +445,10 @@ def test_254_tasks_fit_the_owners():
         ),
         ({"tasks": 2, "prune": 0.0}, "task 1 gives up no weight"),
         ({"tasks": 2, "reinit_free": "ones"}, "reinit_free must be .* got 'ones'"),
+        ({"tasks": 2, "prune": np.nan}, r"prune must be in \[0, 1\], got nan"),
+        ({"tasks": 2, "ties": "none"}, "ties must be 'exact' or 'original', got 'none'"),
+        ({"tasks": 2, "scope": "layer"}, "scope must be 'leaf' or 'global', got 'layer'"),
+        ({"tasks": 2, "heads": "("}, r"packnet: heads must be a regular expression, got '\('"),
     ],
 )
 def test_packnet_errors(options, words):
@@ -771,15 +788,18 @@ def test_hard_gates_are_0_or_1_in_evaluation_and_soft_in_training():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"s_max": 1.0}, "s_max must be above 1, got 1.0"),
-        ({"c": -1.0}, "c must be"),
+        ({"s_max": 1.0}, "hat: s_max must be finite and above 1, got 1.0"),
+        ({"s_max": np.inf}, "hat: s_max must be finite and above 1, got inf"),
+        ({"c": -1.0}, "hat: c must be finite and at least 0, got -1.0"),
+        ({"c": np.nan}, "hat: c must be finite and at least 0, got nan"),
+        ({"tasks": 0}, "hat: tasks must be a whole number of at least 1, got 0"),
         ({"gradient": "exact"}, "gradient must be one of original, clipped, ideal, got 'exact'"),
         ({"embedding": "zeros"}, "embedding must be one of normal, uniform, got 'zeros'"),
     ],
 )
 def test_hat_errors(options, words):
     with pytest.raises(ValueError, match=words):
-        jaxcl.hat(mlp().wiring, TASKS, **options)
+        jaxcl.hat(mlp().wiring, **({"tasks": TASKS} | options))
 
 
 def test_hat_checks_its_table_against_the_parameters():
@@ -1039,7 +1059,9 @@ def test_a_recipe_s_columns_are_as_wide_as_asked():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tasks": 0}, "tasks must be at least 1, got 0"),
+        ({"tasks": 0}, "pnn: tasks must be a whole number of at least 1, got 0"),
+        ({"tasks": 2, "alpha": np.inf}, "pnn: alpha must be finite, got inf"),
+        ({"tasks": 2, "projection": 0}, "pnn: projection must be a whole number of at least 1"),
         ({"tasks": 2, "lateral": "dense"}, "lateral must be .* got 'dense'"),
     ],
 )

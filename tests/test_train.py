@@ -1,4 +1,4 @@
-"""The engine: which state of a phase is kept, when a seed stops, what becomes of statistics."""
+"""The engine: which state is kept, when seeds stop, running statistics, what is refused."""
 
 import functools
 
@@ -268,3 +268,120 @@ def test_pnn_starts_from_a_trunk_with_running_statistics():
     assert equal(rows, jax.tree.map(lambda leaf: np.stack([leaf] * 2), statistics))
     with pytest.raises(ValueError, match=r"norm='frozen' needs .* PNN's does not"):
         train.start(setup._replace(norm="frozen"), jax.random.key(1), 2)
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"batch": 0}, "Setup: batch must be a whole number of at least 1, got 0"),
+        ({"batch": 2.5}, "Setup: batch must be a whole number of at least 1, got 2.5"),
+        ({"patience": 0}, "Setup: patience must be a whole number of at least 1, got 0"),
+        ({"least_scale": -0.1}, r"Setup: least_scale must be in \[0, 1\], got -0.1"),
+        ({"annealing": "linear"}, "annealing must be one of 'paper', 'original', got 'linear'"),
+        ({"select": "f1"}, "select must be one of None, 'loss', 'accuracy', got 'f1'"),
+        ({"norm": "none"}, "norm must be one of None, 'shared', .* got 'none'"),
+        ({"classes": jnp.array([10])}, "classes has 1 entries for 2 tasks"),
+        ({"classes": jnp.array([10, 0])}, r"classes must be at least 1, got \[10  0\]"),
+        ({"classes": None, "mixed": True}, "mixed training needs classes"),
+        ({"method": jaxcl.packnet(3)}, "made for 3 tasks, not for 2"),
+    ],
+)
+def test_setups_that_mean_nothing(change, words):
+    setup = recipes.recipe("packnet", digits(), OPTIONS)({})
+    with pytest.raises(ValueError, match=words):
+        train.start(setup._replace(**change), jax.random.key(0), 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"network": "lenet"}, "network must be one of mlp, alexnet, .* got 'lenet'"),
+        ({"network": None}, "network must be one of mlp, alexnet, .* got None"),
+        ({"optimizer": "lion"}, "optimizer must be one of sgd, momentum, adam, got 'lion'"),
+        ({"precision": "float16"}, "precision must be one of float32, bfloat16, got 'float16'"),
+        ({"lateral": "none"}, "lateral must be one of adapter, linear, got 'none'"),
+        ({"norm": "none"}, "norm must be one of frozen, per_task, got 'none'"),
+        ({"select": "f1"}, "select must be one of loss, accuracy, got 'f1'"),
+        ({"hidden": ()}, "hidden needs at least one width"),
+        ({"hidden": (8, 0)}, "hidden must be at least 1, got 0"),
+        ({"learning_rate": 0.0}, "learning_rate must be above 0, got 0.0"),
+        ({"weight_decay": -1.0}, "weight_decay must be at least 0, got -1.0"),
+        ({"batch": 0}, "batch must be at least 1, got 0"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"patience": 0}, "patience must be at least 1, got 0"),
+        ({"s_max": 1.0}, "s_max must be above 1, got 1.0"),
+        ({"c": np.inf}, "c must be finite, got inf"),
+        ({"prune": 1.1}, "prune must be at most 1, got 1.1"),
+        ({"alpha": np.nan}, "alpha must be finite, got nan"),
+        ({"column_width": 0.0}, "column_width must be above 0, got 0.0"),
+    ],
+)
+def test_options_that_mean_nothing(change, words):
+    with pytest.raises(ValueError, match=f"Options: {words}"):
+        recipes.recipe("pnn", digits(), recipes.Options(**change))
+
+
+def with_second_task(change):
+    first, second = digits().tasks
+    return digits()._replace(tasks=(first, second._replace(**change(second))))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda t: {"train": data.Split(t.train.x[:, :60], t.train.y)},
+            r"task 1, train: x has shape \(60,\), expected \(64,\)",
+        ),
+        (
+            lambda t: {"val": data.Split(t.val.x.astype("f4"), t.val.y)},
+            "task 1, val: x is float32, but uint8 in the first task",
+        ),
+        (lambda t: {"test": data.Split(t.test.x[:0], t.test.y[:0])}, "task 1, test: x is empty"),
+        (
+            lambda t: {"train": data.Split(t.train.x, t.train.y * 2)},
+            "task 1, train: label 18 in a task of 10 classes",
+        ),
+        (lambda t: {"classes": 12}, r"task 1: 12 classes, but .* logits have shape \(1, 10\)"),
+    ],
+)
+def test_tasks_that_do_not_fit(change, words):
+    recipe = recipes.recipe("packnet", digits(), OPTIONS)
+    with pytest.raises(ValueError, match=words):
+        study.build(recipe, with_second_task(change), [0], epochs=1)
+
+
+def test_a_study_checks_its_setup_before_it_runs():
+    def build(change, **settings):
+        recipe = recipes.recipe("packnet", digits(), OPTIONS)
+        made = lambda settings: change(recipe(settings))  # noqa: E731
+        study.build(made, digits(), [0, 0], settings=settings, epochs=1)
+
+    norm = models.resnet18((8, 8, 1), 10, width=1)
+    headless = jaxcl.multihead(jaxcl.packnet(2), 2, "tail")
+    with pytest.raises(ValueError, match="declare what becomes of them"):
+        build(lambda setup: setup._replace(model=norm, norm=None))
+    with pytest.raises(ValueError, match="matches no leaf"):
+        build(lambda setup: setup._replace(method=headless))
+    with pytest.raises(ValueError, match="task 1 gives up no weight"):  # of the second replica
+        build(lambda setup: setup, prune=[0.5, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda p: {"head": p["head"]}, "no such leaf at 'layers/0/bias', where .* shape"),
+        (lambda p: p | {"tail": p["head"]}, "at 'tail/bias', where the model has no such leaf"),
+        (lambda p: p | {"head": p["layers"][0]}, r"shape \(6,\) at 'head/bias', .* \(10,\)"),
+    ],
+)
+def test_parameters_of_another_model(change, words):
+    setup = recipes.recipe("packnet", digits(), OPTIONS)({})
+    params = jax.eval_shape(setup.model.init, jax.random.key(0))[0]
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), params)
+    train.start(setup, jax.random.key(0), 2, params)
+    with pytest.raises(ValueError, match=words):
+        train.start(setup, jax.random.key(0), 2, change(params))
