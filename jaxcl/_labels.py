@@ -97,7 +97,7 @@ def _move(trace, op, value, *others):
     if op.name == "pad" and min(min(low, high) for low, high, _ in op.params["padding_config"]) < 0:
         return other(trace, op, value, *others)
     moved = _MOVES[op.name](op, value, *others)
-    return moved if op.name == "split" else [moved]
+    return moved if op.name in ("split", "unstack") else [moved]
 
 
 def _broadcast(op, value):
@@ -218,7 +218,10 @@ _MOVES = {
         value, np.cumsum(op.params["sizes"])[:-1], op.params["axis"]
     ),
     "squeeze": lambda op, value: value.reshape(op.shapes[0]),
+    "stack": lambda op, *values: np.stack(values, op.params["axis"]),
+    "tile": lambda op, value: np.tile(value, op.params["reps"]),
     "transpose": lambda op, value: value.transpose(op.params["permutation"]),
+    "unstack": lambda op, value: list(np.moveaxis(value, op.params["axis"], 0)),
 }
 _AXES = {
     "broadcast_in_dim": _broadcast_axes,

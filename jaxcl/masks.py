@@ -309,6 +309,16 @@ def check_fraction(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be in [0, 1], got {value}.")
 
 
+def check_pattern(name: str, pattern: Any) -> None:
+    """Raises ValueError if a pattern is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(
+            f"{name} must be a regular expression, got {pattern!r}: {error}."
+        ) from None
+
+
 def check_count(name: str, value: Any) -> None:
     """Raises ValueError unless a value is a whole number of at least 1."""
     if not isinstance(value, (int, np.integer)) or value < 1:

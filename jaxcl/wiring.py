@@ -115,14 +115,16 @@ def trace_wiring(
         apply: function (params, x) -> logits, in inference mode. Statistics are best closed over.
         params: pytree of arrays or `jax.ShapeDtypeStruct`; kernels are [..., in, out].
         x: a batch of examples (one is enough), or its `jax.ShapeDtypeStruct`. Nothing is computed.
-        gates: regular expressions, searched in the kernels' paths: gate these layers alone. Through
-            the activations of all others anything may be done: attention, layer norms, lookups.
+        gates: list of regular expressions, searched in the kernels' paths: gate these layers alone.
+            Through the activations of all others anything may be done: attention, layer norms,
+            lookups.
 
     Returns:
         The table. Leaves that belong to no gated unit are in neither of its halves.
 
     Raises:
-        ValueError: naming the operation and the nearest parameter, where units are mixed by
+        ValueError: if `gates` is empty or no list of regular expressions, or one of them finds no
+            layer; naming the operation and the nearest parameter, where units are mixed by
             anything but a kernel, where a gated activation is added to an ungated one, where a
             leaf is used in two ways, or where the table has no words for what happens.
 
@@ -136,6 +138,13 @@ def trace_wiring(
     >>> wiring.gates, wiring.inputs["b/kernel"], wiring.outputs
     ({'a': 3}, (('a', 1),), {'a/kernel': 'a'})
     """
+    if isinstance(gates, str) or (gates is not None and not len(gates)):
+        raise ValueError(
+            f"trace_wiring: gates must be a list of at least one regular expression, such as "
+            f"['up'], got {gates!r}; None gates every layer but the last."
+        )
+    for pattern in gates or ():
+        masks.check_pattern("trace_wiring: gates", pattern)
     leaves = {path: tuple(leaf.shape) for path, leaf in masks.leaves_by_path(params).items()}
     jaxpr = jax.make_jaxpr(apply)(params, x).jaxpr
     fresh, values, ops = itertools.count(), {}, []
@@ -261,6 +270,15 @@ class _Trace:
         owners = [path for path, units in self.layers.items() if np.isin(units, labels).any()]
         return masks.shorten([_layer_name(path, self.leaves) for path in owners])
 
+    def listed(self, labels, most=6):
+        """The first units of a vector, each by its layer and its number within it."""
+        names = []
+        for unit in labels[:most]:
+            path = next((path for path, units in self.layers.items() if unit in units), None)
+            name = path and f"{_layer_name(path, self.leaves)}[{unit - self.layers[path][0]}]"
+            names.append(name or "ungated")
+        return ", ".join(names) + ", ..." * (len(labels) > most)
+
     def fail(self, what):
         raise ValueError(
             f"trace_wiring: the operation '{self.op.name}' {what}; the nearest parameter is "
@@ -307,8 +325,9 @@ class _Trace:
             if labels[at] >= 0 and not (name and whole):
                 raise ValueError(
                     f"trace_wiring: along an axis of '{path}' the units of {self.names(labels)} do "
-                    f"not come as a whole and in order. Flatten with the channels last, or leave "
-                    f"these layers out with gates=[...]."
+                    f"not come as a whole and in order, but from {at} on as {self.listed(labels[at:])}, "
+                    f"where units added or multiplied count as one. Keep each layer's channels "
+                    f"together and last, or leave these layers out with gates=[...]."
                 )
             repeats = parts.pop()[1] if parts and parts[-1][0] == name else 0
             parts.append((name, repeats + 1))

@@ -368,8 +368,61 @@ def test_what_cannot_be_told_is_an_error(apply, gates, message):
 
 def test_channels_first_flattening_is_an_error():
     apply, params, shape, _ = conv(channels_last=False)
-    with pytest.raises(ValueError, match="channels last"):
+    with pytest.raises(ValueError, match=r"conv\[0\], conv\[0\].*channels together and last"):
         trace_wiring(apply, params, jnp.ones((1, *shape)))
+
+
+@pytest.mark.parametrize(
+    ("gates", "message"),
+    [
+        ("up", "gates must be a list of at least one regular expression.*got 'up'"),
+        ([], r"gates must be a list of at least one.*got \[\]"),
+        (["up", "(gate"], r"gates must be a regular expression, got '\(gate'"),
+    ],
+)
+def test_gates_are_a_list_of_patterns(gates, message):
+    _, params, shape, _ = mlp()
+    with pytest.raises(ValueError, match=message):
+        trace_wiring(lambda *_: pytest.fail("traced"), params, jnp.ones((1, *shape)), gates)
+
+
+@pytest.mark.parametrize(
+    ("join", "repeats"),
+    [
+        (lambda h: jnp.stack([h, h], 1).reshape(len(h), -1), 2),
+        (lambda h: jnp.tile(h, (1, 3)), 3),
+        (lambda h: sum(jnp.unstack(jnp.stack([h, 2 * h], 1), axis=1)), 1),
+        (lambda h: jnp.stack([h, 2 * h], -1).max(-1), 1),
+    ],
+    ids=["stack", "tile", "unstack", "stack last"],
+)
+def test_what_only_moves_elements_keeps_their_units(join, repeats):
+    params = {W: jnp.ones((4, 5)), V: jnp.ones((5 * repeats, 3))}
+    wiring = trace_wiring(lambda p, x: join(x @ p[W]) @ p[V], params, jnp.ones((2, 4)))
+    assert wiring.inputs[V] == ((W, repeats),)
+
+
+@pytest.mark.parametrize(
+    ("mix", "found"),
+    [
+        (lambda h: jnp.repeat(h, 2, 1), "as W.0., W.0., W.1., W.1., W.2., W.2., ..., where"),
+        (lambda h: jnp.stack([h, h], -1).reshape(len(h), -1), "as W.0., W.0., W.1., W.1."),
+        (
+            lambda h: h.reshape(-1, 2, 3).swapaxes(1, 2).reshape(-1, 6),
+            "as W.0., W.3., W.1., W.4., W.2., W.5., where",
+        ),
+        (
+            lambda h: jax.nn.silu(h[:, :3]) * h[:, 3:],
+            "as W.0., W.1., W.2., W.0., W.1., W.2., where",
+        ),
+        (lambda h: h[:, 1:], "as W.1., W.2."),
+    ],
+    ids=["repeat", "stack last", "shuffle", "fused glu", "cut"],
+)
+def test_units_out_of_order_are_listed(mix, found):
+    params = {W: jnp.ones((4, 6)), V: jnp.ones((mix(jnp.ones((1, 6))).shape[1], 3))}
+    with pytest.raises(ValueError, match=f"do not come as a whole.*{found}"):
+        trace_wiring(lambda p, x: mix(x @ p[W]) @ p[V], params, jnp.ones((2, 4)))
 
 
 @pytest.mark.parametrize(
