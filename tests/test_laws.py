@@ -550,8 +550,8 @@ def test_law_2_and_law_4_bite_leaks_between_replicas(monkeypatch):
     def where_it_runs(setup, key, tasks):
         return honest(setup, jax.random.fold_in(key, jax.lax.axis_index(replicas.AXIS)), tasks)
 
-    monkeypatch.setattr(train, "start", where_it_runs)
     by_device = build("packnet", devices=2).programs["start"]
+    monkeypatch.setattr(train, "start", where_it_runs)  # before it is traced
     assert rows_that_differ(twin(by_device), singles) == [0, 1, 2, 3]
 
 
