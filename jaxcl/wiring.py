@@ -323,11 +323,12 @@ class _Trace:
             name, units = starts.get(labels[at], (None, 1))
             whole = np.array_equal(labels[at : at + units], labels[at] + np.arange(units))
             if labels[at] >= 0 and not (name and whole):
+                found = self.listed(labels[at:])
                 raise ValueError(
                     f"trace_wiring: along an axis of '{path}' the units of {self.names(labels)} do "
-                    f"not come as a whole and in order, but from {at} on as {self.listed(labels[at:])}, "
-                    f"where units added or multiplied count as one. Keep each layer's channels "
-                    f"together and last, or leave these layers out with gates=[...]."
+                    f"not come as a whole and in order, but from {at} on as {found}, where units "
+                    f"added or multiplied count as one. Keep each layer's channels together and "
+                    f"last, or leave these layers out with gates=[...]."
                 )
             repeats = parts.pop()[1] if parts and parts[-1][0] == name else 0
             parts.append((name, repeats + 1))
