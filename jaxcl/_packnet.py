@@ -149,7 +149,8 @@ def packnet(
     def end_task(theta, state, task):
         weights = {p: leaf for p, leaf in masks.leaves_by_path(theta).items() if p in state.owner}
         own = jax.tree.map(lambda o: o == task + 1, state.owner)
-        fraction = jnp.asarray(fractions)[task]
+        with jax.enable_x64(True):  # numbers that are not traced keep Python's precision
+            fraction = jnp.asarray(fractions)[task]
         freed = masks.smallest_fraction(weights, fraction, own, ties=ties, scope=scope)
         owner = jax.tree.map(lambda o, f: jnp.where(f, 0, o).astype(jnp.uint8), state.owner, freed)
         if reinit_free != "keep":
@@ -191,19 +192,19 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
         prune: as in `packnet`.
 
     Returns:
-        An array of `tasks` floats in [0, 1].
+        An array of `tasks` floats in [0, 1]: float64, or if they are traced float32.
 
     Raises:
         ValueError: for a share outside [0, 1], a list of another length, or a task before the last
             that would leave no free weight.
 
     >>> print(prune_fractions(4, "equal"))
-    [0.75      0.6666667 0.5       0.       ]
+    [0.75       0.66666667 0.5        0.        ]
     """
     if isinstance(prune, str):
         if prune != "equal":
             raise ValueError(f"packnet: prune must be shares in [0, 1] or 'equal', got {prune!r}.")
-        left = np.arange(tasks - 1, -1, -1, dtype=np.float32)
+        left = np.arange(tasks - 1, -1, -1)
         return left / (left + 1)
     masks.check_fraction("packnet: prune", prune)
     numpy = np if all(map(masks.is_concrete, jax.tree.leaves(prune))) else jnp
@@ -215,7 +216,7 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
         raise ValueError(
             f"packnet: prune must list one share for each of {tasks} tasks, got {len(prune)}."
         )
-    shares = shares.astype(np.float32)
+    shares = shares.astype(np.float64 if numpy is np else np.float32)
     if isinstance(shares, np.ndarray) and not np.all(shares[:-1]):
         keeper = int(np.argmin(shares[:-1])) + 1
         raise ValueError(

@@ -174,6 +174,38 @@ def test_halves_are_rounded_to_even(count, fraction, number):
     assert masks.smallest_fraction(jnp.arange(1.0, count + 1), fraction).sum() == number
 
 
+@pytest.mark.parametrize("x64", [False, True])
+@pytest.mark.parametrize(
+    ("count", "fraction", "number"),
+    [(95, 0.3, 28), (95, np.float32(0.3), 29), (45, 0.7, 31), (45, np.float32(0.7), 31)],
+)
+def test_the_number_is_python_s(count, fraction, number, x64):
+    assert number == round(float(fraction) * count)
+    with jax.enable_x64(x64):
+        values = jnp.arange(1.0, count + 1)
+        marked = masks.smallest_fraction(values, fraction)
+        assert marked.sum() == number
+        traced = jax.jit(masks.smallest_fraction)(values, np.float32(fraction))
+        assert traced.sum() == round(float(np.float32(fraction)) * count)
+
+
+def test_the_number_is_python_s_for_many_shares():
+    """The share is chosen by a traced number, as PackNet's is by its task."""
+    fractions = np.random.default_rng(0).integers(1, 100, 12) / 100
+    sizes = np.arange(1, 200)
+
+    def number(which, size):
+        with jax.enable_x64(True):
+            fraction = jnp.asarray(fractions)[which]
+        among = jnp.arange(sizes[-1]) < size
+        return masks.smallest_fraction(jnp.zeros(sizes[-1]), fraction, among).sum()
+
+    table = jax.vmap(jax.vmap(number, (0, None)), (None, 0))
+    found = jax.jit(table)(np.arange(len(fractions)), sizes)
+    equal(found, [[round(p * int(n)) for p in fractions] for n in sizes])
+    assert np.any(found != np.round(np.float32(fractions) * np.float32(sizes)[:, None]))
+
+
 @pytest.mark.parametrize("ties", ["exact", "original"])
 @pytest.mark.parametrize("scope", ["leaf", "global"])
 def test_none_and_all(ties, scope):

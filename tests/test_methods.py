@@ -416,6 +416,17 @@ def test_original_ties_prune_all_that_are_equal():
     assert freed == {"exact": 2, "original": 3}
 
 
+def test_packnet_rounds_as_python_does():
+    """round(0.3 * 95) is 28, and round(0.7 * 45) is 31; in float32 they are 29 and 31."""
+    start = {"a": {"kernel": noise(0, jnp.zeros((5, 19)))}, "b": {"kernel": jnp.ones((5, 9))}}
+    for share, freed in ((0.3, (28, 14)), (0.7, (66, 31))):
+        method = jaxcl.packnet(2, share)
+        theta, state = method.begin_task(KEY, *method.init(KEY, start), 0)
+        _, state = jax.jit(method.end_task)(theta, state, 0)
+        assert tuple(np.sum(owner == 0) for owner in state.owner.values()) == freed
+        assert freed == (round(share * 95), round(share * 45))
+
+
 def test_packnet_prunes_what_it_is_told():
     method = jaxcl.packnet(2, 0.5, prunable=lambda path, leaf: path.endswith("bias"))
     _, state = method.init(KEY, params())
