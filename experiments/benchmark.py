@@ -116,7 +116,11 @@ def main(config: Config) -> None:
         "python": platform.python_version(),
     }
     for part in config.parts:
-        results[part] = globals()[part](config)
+        rows = globals()[part](config)
+        if part in ("rates", "memory", "peers"):  # rows of other networks stay as well
+            kept = [r for r in results.get(part, []) if r["network"] not in config.networks]
+            rows = kept + rows
+        results[part] = rows
         out.write_text(json.dumps(results, indent=1) + "\n")
     if "growth" in results:
         plot_growth(results["growth"], out.with_name(f"{out.stem}-growth.svg"))
