@@ -225,26 +225,13 @@ def run(
     fixed = (settings,)
     setup = study.recipe({name: value[0] for name, value in study.settings.items()})
     held_out = replicas.share(stack([getattr(task, split) for task in benchmark.tasks]), where)
-    needs_validation = setup.select is not None or setup.patience is not None
-    length = max(task.train.y.size for task in benchmark.tasks)
-    validation_length = max(task.val.y.size for task in benchmark.tasks)
-    mixture = mixed([task.train for task in benchmark.tasks]) if setup.mixed else None
+    examples = _examples(setup, benchmark)
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, where), fixed)
 
     for task in range(first, len(benchmark.tasks)):
         number = jnp.int32(task)
-        if mixture:
-            data = mixture(task)
-        else:
-            data = train.examples(*benchmark.tasks[task].train, length=length)
-        data, validation = replicas.share(data, where), None
-        if needs_validation:
-            if mixture:
-                validation = stack([task.val for task in benchmark.tasks])
-            else:
-                validation = train.examples(*benchmark.tasks[task].val, length=validation_length)
-            validation = replicas.share(validation, where)
+        data, validation = replicas.share(examples(task), where)
         learners, _ = programs["begin_task"](learners, fixed, number)
         features = None
         if features_fit(study, setup, learners, data):
@@ -264,6 +251,25 @@ def run(
         results = programs["evaluate"](learners, fixed, held_out)
         accuracy, capacity, overlap = replicas.fetch(results, where)
         yield TaskEnd(task, accuracy, capacity, overlap, learners)
+
+
+def _examples(setup: Setup, benchmark: Benchmark) -> Callable[[int], tuple[Data, Data | None]]:
+    """By task: the examples to train on, and those that choose an epoch, if any are to."""
+    tasks = benchmark.tasks
+    validated = setup.select is not None or setup.patience is not None
+    if setup.mixed:
+        mixture, validation = mixed([task.train for task in tasks]), stack([t.val for t in tasks])
+        return lambda task: (mixture(task), validation if validated else None)
+    length = max(task.train.y.size for task in tasks)
+    validation_length = max(task.val.y.size for task in tasks)
+
+    def own(task):
+        data = train.examples(*tasks[task].train, length=length)
+        if not validated:
+            return data, None
+        return data, train.examples(*tasks[task].val, length=validation_length)
+
+    return own
 
 
 def run_growing(
@@ -350,9 +356,7 @@ def program_bytes(stage: Study) -> int:
     settings = jax.tree.map(padded, stage.settings)
     learners = jax.eval_shape(programs["start"], padded(stage.seeds), (settings,))
     setup = stage.recipe({name: value[0] for name, value in stage.settings.items()})
-    tasks = stage.benchmark.tasks
-    data = train.examples(*max((task.train for task in tasks), key=lambda split: split.y.size))
-    validation = train.examples(*tasks[0].val) if learners.plan.kept is not None else None
+    data, validation = _examples(setup, stage.benchmark)(0)
     number, features = jnp.int32(0), None
     if features_fit(stage, setup, learners, data):
         features = jax.eval_shape(programs["frozen_features"], learners, (settings,), data, number)
@@ -395,9 +399,9 @@ def features_fit(study: Study, setup: Setup, learners: Learner, data: Data) -> b
     if setup.model.frozen is None:
         return False
     shapes = jax.eval_shape(
-        jax.vmap(lambda learner: train.frozen_features(setup, learner, data, jnp.int32(0))),
-        learners,
-    )
+        jax.vmap(partial(train.frozen_features, setup), in_axes=(0, None, None)),
+        learners, data, jnp.int32(0),
+    )  # fmt: skip
     return masks.size_bytes(shapes) <= FEATURE_BYTES
 
 

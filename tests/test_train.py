@@ -10,7 +10,7 @@ import pytest
 from flax import nnx
 
 import jaxcl
-from jaxcl import data, models, recipes, study, train
+from jaxcl import data, masks, models, recipes, study, train
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)
 RATE = np.float32(0.05)
@@ -225,6 +225,13 @@ def test_joint_training_is_judged_by_the_tasks_so_far():
         learner, losses = learn(learner, task, mixture(task))
         np.testing.assert_allclose(learner.plan.best, np.mean(losses[: task + 1]), 1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+@pytest.mark.parametrize("method", ["joint", "pnn"])
+def test_a_program_s_bytes_are_known_before_it_runs(method):
+    built = build(method, {"select": "loss"}, [0], epochs=1)
+    weights = jax.eval_shape(built.recipe({"learning_rate": RATE}).model.init, jax.random.key(0))
+    assert study.program_bytes(built) > masks.size_bytes(weights[0])
 
 
 # Running statistics
