@@ -93,7 +93,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
     """
 
     masks.check_count("multihead: tasks", tasks)
-    check_pattern("multihead", heads)
+    masks.check_pattern("multihead: heads", heads)
     if method.tasks not in (None, tasks):
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
@@ -167,16 +167,6 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         overlap=shared and (lambda theta, state: shared(select(theta, 0), state)),
         tasks=tasks,
     )
-
-
-def check_pattern(method: str, heads: str) -> None:
-    """Raises ValueError if the heads' pattern is no regular expression."""
-    try:
-        re.compile(heads)
-    except re.error as error:
-        raise ValueError(
-            f"{method}: heads must be a regular expression, got {heads!r}: {error}."
-        ) from error
 
 
 def draw(sampler: Callable, key: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxcl import masks
-from jaxcl._method import HEAD, Method, check_pattern, finetune
+from jaxcl._method import HEAD, Method, finetune
 
 PyTree = Any
 MOST_TASKS = 254
@@ -84,7 +84,7 @@ def packnet(
             f"packnet: reinit_free must be 'zero', 'keep' or 'random', got {reinit_free!r}."
         )
     masks.check_options(ties, scope)
-    check_pattern("packnet", heads)
+    masks.check_pattern("packnet: heads", heads)
     fractions = prune_fractions(tasks, prune)
     not_weights = f"{heads}|(bias|scale)$"
     is_prunable = prunable or (
