@@ -15,6 +15,7 @@ PyTree = Any
 
 MOST_EXPONENT = 50.0  # the original's thres_cosh
 MOST_EMBEDDING = 6.0  # the original's thres_emb
+GRADIENTS = ("original", "clipped", "ideal")
 
 
 class HATState(NamedTuple):
@@ -45,12 +46,17 @@ def gate(embedding, s, s_max, gradient="original"):
     Returns:
         Array in [0, 1] of the shape of `embedding`. No gradient reaches `s` and `s_max`.
 
+    Raises:
+        ValueError: for an unknown `gradient`.
+
     Source: HAT (2018), Sec. 2.5; compensation and clip at 50 as in the authors' `hat.py`.
     """
+    _check_known("gate", "gradient", gradient, GRADIENTS)
     return jax.nn.sigmoid(s * embedding)
 
 
 def _gate_fwd(embedding, s, s_max, gradient):
+    _check_known("gate", "gradient", gradient, GRADIENTS)
     attention = jax.nn.sigmoid(s * embedding)
     return attention, (embedding, s, s_max, attention)
 
@@ -135,12 +141,8 @@ def hat(
     masks.check_count("hat: tasks", tasks)
     masks.check_finite("hat: s_max", s_max, above=1)
     masks.check_finite("hat: c", c, least=0)
-    for name, value, known in (
-        ("gradient", gradient, ("original", "clipped", "ideal")),
-        ("embedding", embedding, ("normal", "uniform")),
-    ):
-        if value not in known:
-            raise ValueError(f"hat: {name} must be one of {', '.join(known)}, got {value!r}.")
+    _check_known("hat", "gradient", gradient, GRADIENTS)
+    _check_known("hat", "embedding", embedding, ("normal", "uniform"))
 
     def init(key, params):
         check_wiring(wiring, params)
@@ -210,6 +212,7 @@ def hat(
         ),
         overlap=lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
         tasks=tasks,
+        root="params/",
     )
 
 
@@ -323,3 +326,8 @@ def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
         both += used * math.prod(leaf.shape[:-2])
         total += leaf.size
     return both / max(total, 1)
+
+
+def _check_known(owner, name, value, known):
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {', '.join(known)}, got {value!r}.")

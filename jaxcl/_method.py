@@ -37,6 +37,9 @@ class Method(NamedTuple):
         overlap: `(theta, state) -> [tasks, tasks]`, the share of the network that both of two tasks
             use, where a task chooses what it uses of its predecessors; else None.
         tasks: the number of tasks that the method is made for; None for any.
+        root: what the paths of the network's parameters begin with in `theta`.
+        owned: `state -> paths` of the leaves of `theta` whose entries are shared out among the
+            tasks, so that they cannot be each task's own as a whole.
     """
 
     init: Callable
@@ -49,6 +52,8 @@ class Method(NamedTuple):
     capacity: Callable
     overlap: Callable | None = None
     tasks: int | None = None
+    root: str = ""
+    owned: Callable = lambda state: ()
 
 
 def finetune() -> Method:
@@ -77,7 +82,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
     Args:
         method: the method that governs the shared leaves.
         tasks: number of tasks.
-        heads: regular expression, searched in the path of each parameter.
+        heads: regular expression, searched in the path of each of the network's parameters.
 
     Returns:
         A method. The first row starts as the given leaf, and so do the others of a vector (biases,
@@ -86,7 +91,8 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
 
     Raises:
         ValueError: if there is no task, `method` is made for another number of them, or the pattern
-            cannot be read; at `init`, if no leaf matches.
+            cannot be read; at `init`, if no leaf matches, or one whose entries `method`
+            shares out among the tasks.
 
     Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
         use that task's head alone.
@@ -98,7 +104,8 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
     def is_head(path):
-        return re.search(heads, path.removeprefix("params/")) is not None
+        named = path.removeprefix(method.root)
+        return path.startswith(method.root) and re.search(heads, named) is not None
 
     def select(theta, task):
         return masks.map_with_path(lambda p, leaf: leaf[task] if is_head(p) else leaf, theta)
@@ -115,6 +122,12 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
             raise ValueError(
                 f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
                 f"{masks.shorten(sorted(masks.leaves_by_path(theta)))}."
+            )
+        if taken := sorted(found.keys() & set(method.owned(state))):
+            raise ValueError(
+                f"multihead: the pattern {heads!r} makes '{taken[0]}' each task's own, but the "
+                f"method shares its entries out among the tasks; tell the method to leave it "
+                f"alone, as in packnet(tasks, heads={heads!r})."
             )
         drawn = {path: h for path, h in found.items() if h.ndim > 1}
         draws = draw(jax.random.uniform, head_key, [(tasks, *h.shape) for h in drawn.values()])
@@ -166,6 +179,8 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         capacity=lambda theta, state: method.capacity(select(theta, 0), state),
         overlap=shared and (lambda theta, state: shared(select(theta, 0), state)),
         tasks=tasks,
+        root=method.root,
+        owned=method.owned,
     )
 
 

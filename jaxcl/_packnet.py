@@ -165,6 +165,7 @@ def packnet(
         end_task=end_task,
         capacity=lambda theta, state: masks.capacity(jax.tree.map(lambda o: o > 0, state.owner)),
         tasks=tasks,
+        owned=lambda state: state.owner,
     )
 
 

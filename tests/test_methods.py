@@ -164,6 +164,31 @@ def test_multihead_errors(options, words):
         jaxcl.multihead(jaxcl.finetune(), **options)
 
 
+def test_a_leaf_is_not_both_packed_and_each_task_s_own():
+    heads = "head|layers/1"
+    words = "makes 'layers/1/kernel' each task's own.*packnet.*'head.layers/1'"
+    with pytest.raises(ValueError, match=words):
+        jaxcl.multihead(jaxcl.packnet(2), 2, heads).init(KEY, params())
+    _, state = jaxcl.multihead(jaxcl.packnet(2, heads=heads), 2, heads).init(KEY, params())
+    assert list(state.owner) == ["layers/0/kernel"]
+
+
+@pytest.mark.parametrize("heads", ["head", "^head/"])
+def test_embeddings_are_no_heads(heads):
+    """A gate may be called what it likes; and patterns begin where the network's paths do."""
+    start = {name: params()["layers"][0] for name in ("preheader", "other")}
+    start["head"] = {"kernel": jnp.ones((5, 2))}
+    wiring = jaxcl.Wiring(
+        {"preheader": 5}, {"head/kernel": (("preheader", 1),)}, {"preheader/kernel": "preheader"}
+    )
+    method = jaxcl.multihead(jaxcl.hat(wiring, TASKS), TASKS, heads)
+    theta, state = method.init(KEY, start)
+    assert theta["embeddings"]["preheader"].shape == (TASKS, 5)
+    assert theta["params"]["head"]["kernel"].shape == (TASKS, 5, 2)
+    assert np.ndim(theta["params"]["preheader"]["bias"]) == (2 if heads == "head" else 1)
+    assert method.view(theta, state, 1)["head"]["kernel"].shape == (5, 2)
+
+
 def test_multihead_covers_any_leaves():
     method = jaxcl.multihead(jaxcl.finetune(), TASKS, r"head|layers/\d+/bias")
     theta, _ = method.init(KEY, params())
@@ -811,6 +836,14 @@ def test_hard_gates_are_0_or_1_in_evaluation_and_soft_in_training():
 def test_hat_errors(options, words):
     with pytest.raises(ValueError, match=words):
         jaxcl.hat(mlp().wiring, **({"tasks": TASKS} | options))
+
+
+@pytest.mark.parametrize("transform", [lambda f: f, jax.grad, jax.jit])
+def test_gate_refuses_an_unknown_gradient(transform):
+    s = jnp.float32(400)
+    gate = transform(lambda e: jaxcl.gate(e, s, s, "originl"))
+    with pytest.raises(ValueError, match="gate: gradient must be one of original.*'originl'"):
+        gate(jnp.float32(0.1))
 
 
 def test_hat_checks_its_table_against_the_parameters():
