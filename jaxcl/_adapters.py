@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -111,7 +112,11 @@ def from_nnx(
     abstract, init, run = functional(module)
     kwargs = _mode_kwargs(type(abstract), train_kwargs, eval_kwargs)
 
+    def own():
+        return nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
+
     def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+        _check_gates("from_nnx", params, own)
         flags = kwargs[train and not freeze_norm]  # a flag of the call would reach the norms too
         return run(lambda net: net(x, **flags), params, statistics, train, key, freeze_norm)
 
@@ -149,11 +154,17 @@ def from_linen(
         raise ValueError(f"from_linen: expected a flax.linen.Module, not {module!r}.")
     kwargs = _mode_kwargs(type(module), train_kwargs, eval_kwargs)
 
+    @cache
+    def own():
+        call = partial(module.init, **kwargs[False])
+        return jax.eval_shape(call, jax.random.key(0), sample_x).get("params", {})
+
     def init(key):
         statistics = dict(module.init(key, jnp.zeros_like(sample_x), **kwargs[False]))
         return statistics.pop("params", {}), statistics
 
     def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+        _check_gates("from_linen", params, own)
         variables = {"params": params, **statistics}
         # A stream that is not named falls back on "params", which only `init` uses itself.
         rngs = {} if key is None else {"params": key}
@@ -199,10 +210,20 @@ def from_function(apply: Callable[[PyTree, jax.Array], jax.Array], params: Any) 
     )
 
 
+def _check_gates(adapter: str, params: PyTree, own: Callable) -> None:
+    """Raises ValueError for gates that the module would not multiply by."""
+    if "gates" in params and "gates" not in own():
+        raise ValueError(
+            f"{adapter}: the parameters come with gates, which the module does not read; take "
+            f"wiring._replace(native=False), or derive its wiring with jaxcl.trace_wiring."
+        )
+
+
 def _use_running_average(call, args, kwargs, context):
     """Has linen's BatchNorm use its running averages, whatever it was told."""
     if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
         object.__setattr__(context.module, "use_running_average", True)
+        args = args[:1]  # the input; the flag may follow it, or be a keyword
         kwargs = {name: v for name, v in kwargs.items() if name != "use_running_average"}
     return call(*args, **kwargs)
 

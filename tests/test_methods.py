@@ -842,7 +842,7 @@ def test_hat_errors(options, words):
 def test_gate_refuses_an_unknown_gradient(transform):
     s = jnp.float32(400)
     gate = transform(lambda e: jaxcl.gate(e, s, s, "originl"))
-    with pytest.raises(ValueError, match="gate: gradient must be one of original.*'originl'"):
+    with pytest.raises(ValueError, match=r"gate: gradient must be one of original.*'originl'"):
         gate(jnp.float32(0.1))
 
 

@@ -10,6 +10,7 @@ from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
+import jaxcl
 from jaxcl import models
 from jaxcl.wiring import check_wiring
 
@@ -488,6 +489,38 @@ def test_the_mode_may_be_an_argument_of_the_call():
         params, statistics = model.init(jax.random.key(0))
         assert model.apply(params, statistics, x)[0] == 1
         assert model.apply(params, statistics, x, train=True)[0] == -1
+
+
+@pytest.mark.parametrize("positional", [False, True])
+def test_norms_told_their_mode_at_the_call_may_be_frozen(positional):
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            norm = nn.BatchNorm()
+            return norm(x, not train) if positional else norm(x, use_running_average=not train)
+
+    x = jnp.arange(6.0).reshape(3, 2)
+    model = models.from_linen(Linen(), x)
+    params, statistics = model.init(jax.random.key(0))
+    frozen, kept = model.apply(params, statistics, x, train=True, freeze_norm=True)
+    assert np.array_equal(frozen, model.apply(params, statistics, x)[0])
+    assert not np.array_equal(frozen, model.apply(params, statistics, x, train=True)[0])
+    jax.tree.map(np.testing.assert_array_equal, kept, statistics)
+
+
+def test_gates_that_a_module_does_not_read_are_refused():
+    """As those of a built-in network's table, which is for the built-in Model."""
+    x, wiring = jnp.ones((2, 3)), models.mlp(3, (4,), 2).wiring
+    module = models.from_nnx(lambda rngs: models.MLP(3, (4,), 2, rngs=rngs))
+    linen = models.from_linen(nn.Dense(2), x)
+    for model, name in ((module, "from_nnx"), (linen, "from_linen")):
+        params, statistics = model.init(jax.random.key(0))
+        with pytest.raises(ValueError, match=f"{name}: .*gates.*native=False"):
+            model.apply(params | {"gates": {"layer0": jnp.ones(4)}}, statistics, x)
+    params, statistics = module.init(jax.random.key(0))
+    method = jaxcl.hat(wiring._replace(native=False), 2)
+    view = method.view(*method.init(jax.random.key(0), params), 0)
+    assert module.apply(view, statistics, x)[0].shape == (2, 2)
 
 
 def test_from_function():
