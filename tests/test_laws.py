@@ -1,4 +1,4 @@
-"""The laws of design.md, sections 1 to 4: isolation, vmap, compile once, sharding.
+"""The laws of docs/design.md, 1 to 4: isolation, vmap, compile once, sharding.
 
 Each law is a function that says where it is broken. It is run on the library, which breaks it
 nowhere, and on deliberately broken twins, where it must bite.

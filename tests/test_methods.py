@@ -413,7 +413,7 @@ def test_shares_of_the_network(prune, shares):
         theta, state = method.begin_task(KEY, theta, state, task)
         theta, state = method.end_task(theta, state, task)
     owner = np.asarray(state.owner["layer/kernel"])
-    # Of 320 weights; the shares of methods.md 2.4 within the rounding to whole weights.
+    # Of 320 weights; the shares 1/2, 1/8, ... within the rounding to whole weights.
     got = [100 * np.mean(owner == task + 1) for task in range(4)]
     np.testing.assert_allclose(got, shares, atol=0.5)
     assert method.capacity(theta, state) == pytest.approx(np.mean(owner > 0))
@@ -535,7 +535,7 @@ def slope(e, s, mode, s_max=400.0):
     ],
 )
 def test_gradient_of_a_gate(s, e, mode, value):
-    """methods.md 1.5: what float32 makes of the published compensation, and the closed forms."""
+    """What float32 makes of the published compensation, and the closed forms."""
     assert slope(e, s, mode) == pytest.approx(value, rel=1e-4)
 
 
@@ -916,7 +916,7 @@ def test_pnn_computes_the_papers_equations(lateral):
 
 @pytest.mark.parametrize("lateral", ["linear", "adapter"])
 def test_every_lateral_parameter_gets_a_gradient(lateral):
-    """methods.md 3.5: the test that the known implementations fail."""
+    """The test that other implementations fail: dead laterals, sources without theirs."""
     method, network, _, state = grown(lateral)
     x = noise(4, jnp.zeros((64, 4)))
     for task in (1, 2):
