@@ -11,6 +11,7 @@ from flax import nnx
 
 import jaxcl
 from jaxcl import data, masks, models, recipes, study, train
+from jaxcl._hat import annealed
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)
 RATE = np.float32(0.05)
@@ -52,6 +53,39 @@ def build(method, plan, seeds, options=OPTIONS, **epochs):
 
 def equal(a, b):
     return all(jax.tree.leaves(jax.tree.map(np.array_equal, a, b)))
+
+
+# Annealing
+
+
+@pytest.mark.parametrize(
+    ("annealing", "count", "progress"),
+    [
+        ("paper", 10, [0, 1 / 2, 1]),  # of three batches, the last of which is not full
+        ("paper", 12, [0, 1 / 2, 1]),
+        ("paper", 3, [0]),
+        ("original", 10, [0, 4 / 10, 8 / 10]),  # the share of the examples seen before
+        ("original", 3, [0]),
+    ],
+)
+def test_progress_within_an_epoch(annealing, count, progress):
+    seen = []
+
+    def penalty(theta, state, task, progress):
+        jax.debug.callback(lambda p: seen.append(float(p)), progress)
+        return jnp.float32(0)
+
+    model = models.from_function(lambda params, x: x @ params["w"], {"w": jnp.ones((2, 2))})
+    method = jaxcl.finetune()._replace(penalty=penalty)
+    setup = train.Setup(method, model, optax.sgd(0.1), batch=4, annealing=annealing)
+    examples = train.examples(np.ones((count, 2), "f4"), np.zeros(count, int), length=14)
+    learner = train.start(setup, jax.random.key(0), 1)
+    jax.block_until_ready(jax.jit(train.epoch, static_argnums=0)(setup, learner, examples, 0, 0))
+    jax.effects_barrier()
+    np.testing.assert_allclose(sorted(seen), progress, rtol=1e-6)
+    scales = [annealed(p, 400.0) for p in sorted(seen)]
+    assert scales[0] == 1 / 400
+    assert (scales[-1] == 400) == (progress[-1] == 1)
 
 
 # Retraining

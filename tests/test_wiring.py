@@ -11,7 +11,7 @@ from flax import linen, nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcl import masks, models
+from jaxcl import _hat, masks, models
 from jaxcl.wiring import Wiring, check_wiring, trace_wiring
 
 WIDTHS = 5, 6, 7, 3
@@ -85,14 +85,20 @@ class Dense(linen.Module):
     """Concatenated features, a squeeze-and-excitation, and a depthwise-separable layer."""
 
     @linen.compact
-    def __call__(self, x):
-        x = jnp.concatenate([x, linen.tanh(linen.Conv(3, (3, 3), name="grow")(x))], -1)
-        x = jnp.concatenate([linen.tanh(linen.Conv(2, (3, 3), name="more")(x)), x], -1)
-        x = linen.silu(linen.Conv(6, (1, 1), name="mix")(x))
+    def __call__(self, x, gates=None):
+        def gate(name, x):
+            return x * gates[name].reshape(1, 1, 1, -1) if gates else x
+
+        grow = gate("grow", linen.tanh(linen.Conv(3, (3, 3), name="grow")(x)))
+        x = jnp.concatenate([x, grow], -1)
+        more = gate("more", linen.tanh(linen.Conv(2, (3, 3), name="more")(x)))
+        x = jnp.concatenate([more, x], -1)
+        x = gate("mix", linen.silu(linen.Conv(6, (1, 1), name="mix")(x)))
         s = linen.relu(linen.Dense(2, name="squeeze")(x.mean((1, 2), keepdims=True)))
-        x = x * linen.sigmoid(linen.Dense(6, name="excite")(s))
-        x = linen.Conv(12, (3, 3), feature_group_count=6, name="depth")(x)
+        x = x * linen.sigmoid(linen.Dense(6, name="excite")(gate("squeeze", s)))
+        x = gate("depth", linen.Conv(12, (3, 3), feature_group_count=6, name="depth")(x))
         x = linen.tanh(linen.Conv(8, (3, 3), feature_group_count=2, name="grouped")(x))
+        x = gate("grouped", x)
         return linen.Dense(3, name="head")(x[:, 1, -1])
 
 
@@ -101,8 +107,8 @@ def linen_model(module, shape):
     statistics = {k: random_tree(v, 1) for k, v in variables.items() if k != "params"}
     statistics = jax.tree.map(np.abs, statistics)
 
-    def apply(params, x):
-        return module.apply({"params": params, **statistics}, x)
+    def apply(params, x, *gates):
+        return module.apply({"params": params, **statistics}, x, *gates)
 
     return apply, variables["params"], shape, None
 
@@ -224,14 +230,16 @@ def test_every_gate_matters(name):
         assert np.abs(apply(fold(wiring, params, closed), x) - apply(params, x)).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "dense"])
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_folding_equals_multiplying_the_activations(name, seed):
+    """HAT's own folding, and this module's, which is written out."""
     apply, params, x, wiring = traced(name)
     gates = draw_gates(wiring, seed, soft=True)
-    folded = apply(fold(wiring, params, gates), x)
-    np.testing.assert_allclose(folded, apply(params, x, gates), rtol=1e-4, atol=1e-5)
+    gated = apply(params, x, gates)
+    for scaled in (fold(wiring, params, gates), _hat.fold(wiring, params, gates)):
+        np.testing.assert_allclose(apply(scaled, x), gated, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
