@@ -1,6 +1,6 @@
 """HAT and PackNet on split MNIST with their originals' settings, beside the originals' accuracy.
 
-    python experiments/originals.py     # a quarter of an hour on two cores
+    python experiments/originals.py     # reads MNIST; forty minutes of processor time
 
 Five tasks of two digits, a head for each. All official training examples are trained on. HAT keeps
 the epoch with the lowest loss on them, as its original does on MNIST, for which it holds out no
