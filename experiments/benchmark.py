@@ -242,9 +242,9 @@ def plot_growth(rows: list[dict], path: Path) -> None:
     for one in rows:
         kind = one["method"]
         if kind == "pnn":
-            doubling = one["rooms"] == recipes.rooms("pnn", one["tasks"])
-            kind += ", room doubles" if doubling else f", {one['rooms'][:1]} to {one['rooms'][-1:]}"
-            kind = kind if doubling else f"pnn, {len(one['rooms'])} programs"
+            doubles = one["rooms"] == recipes.rooms("pnn", one["tasks"])
+            other = "one program" if len(one["rooms"]) == 1 else "one program a column"
+            kind = f"pnn, {'room doubles' if doubles else other}"
         longest[kind] = one["seconds"]
     for kind, seconds in longest.items():
         axes.plot(range(1, len(seconds) + 1), seconds, label=kind)
