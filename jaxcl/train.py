@@ -20,6 +20,8 @@ from jaxcl._method import Method
 
 PyTree = Any
 
+EVALUATION_BATCHES = 4  # batches at once where nothing is kept for a backward pass
+
 
 class Setup(NamedTuple):
     """What stays the same while a learner learns.
@@ -103,7 +105,7 @@ class Learner(NamedTuple):
         theta: what the optimizer moves.
         state: the method's state.
         statistics: the model's running statistics, with a leading axis of one row, or one a task.
-        opt_state: the state of the isolated optimizer.
+        opt_state: the optimizer's state.
         plan: the running phase.
         key: the learner's own typed key; all its randomness is folded in from it.
     """
@@ -292,13 +294,10 @@ def begin_phase(
     Source: the authors' code. PackNet keeps the pruned network if retraining never beats it; HAT
         starts every task from an infinite loss.
     """
-    trainable = setup.method.trainable(learner.theta, learner.state, task)
     plan = _new_plan(setup, learner.theta, learner.statistics)
     if plan.kept is not None and validation is not None:
         plan = plan._replace(best=_to_beat(setup, learner, validation, task))
-    return learner._replace(
-        opt_state=isolate(setup.optimizer, trainable).init(learner.theta), plan=plan
-    )
+    return learner._replace(opt_state=setup.optimizer.init(learner.theta), plan=plan)
 
 
 def end_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
@@ -350,7 +349,8 @@ def epoch(
     key = jax.random.fold_in(jax.random.fold_in(key, task), index)
     order = _random_order(key, data.y.shape[0], data.count)
     steps = (data.count + setup.batch - 1) // setup.batch
-    tx = isolate(setup.optimizer)
+    tx = isolate(setup.optimizer, setup.method.trainable(learner.theta, learner.state, task))
+    opt_state = tx.init(learner.theta)._replace(inner=learner.opt_state)
     noise = key if setup.axis is None else jax.random.fold_in(key, jax.lax.axis_index(setup.axis))
 
     def step(i, carry):
@@ -385,9 +385,9 @@ def epoch(
         totals = jax.tree.map(jnp.add, totals, new_totals)
         return theta, statistics, opt_state, totals
 
-    carry = (learner.theta, learner.statistics, learner.opt_state, (jnp.zeros(()),) * 2)
+    carry = (learner.theta, learner.statistics, opt_state, (jnp.zeros(()),) * 2)
     theta, statistics, opt_state, totals = jax.lax.fori_loop(0, steps, step, carry)
-    trained = learner._replace(theta=theta, statistics=statistics, opt_state=opt_state)
+    trained = learner._replace(theta=theta, statistics=statistics, opt_state=opt_state.inner)
     metrics = Metrics(*(total / data.count for total in totals))
     if learner.plan.kept is None:
         return trained, metrics
@@ -413,17 +413,17 @@ def evaluate(
     """
     data = jax.tree.map(jnp.asarray, data)
     params, row = network(setup, learner, task)
+    size = _evaluation_size(setup, data.y.shape[0])
 
     def add(i, totals):
-        position = i * setup.batch + jnp.arange(setup.batch)
+        position = i * size + jnp.arange(size)
         rows = jnp.minimum(position, data.y.shape[0] - 1)
         weight = jnp.asarray(position < data.count, float)
         logits, _ = setup.model.apply(params, row, setup.prepare(data.x[rows]))
         loss, correct = _scores(setup, logits, (None, data.y[rows], None, None), task)
         return totals[0] + jnp.sum(loss * weight), totals[1] + jnp.sum(correct * weight)
 
-    steps = (data.count + setup.batch - 1) // setup.batch
-    totals = jax.lax.fori_loop(0, steps, add, (jnp.zeros(()),) * 2)
+    totals = jax.lax.fori_loop(0, (data.count + size - 1) // size, add, (jnp.zeros(()),) * 2)
     return Metrics(*(total / data.count for total in totals))
 
 
@@ -449,7 +449,7 @@ def frozen_features(setup: Setup, learner: Learner, data: Data, task: ArrayLike)
     """
     params, row = network(setup, learner, task, 0.0)
     length = data.y.shape[0]
-    size = min(512, length)
+    size = _evaluation_size(setup, length)
 
     def run(i):
         rows = jnp.minimum(i * size + jnp.arange(size), length - 1)
@@ -492,6 +492,12 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
         row = jax.lax.pmean(row, setup.axis)
     at = task if _has_rows(setup) else 0
     return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
+
+
+def _evaluation_size(setup, length):
+    """Examples at a time, so that as few and as equal parts as possible make up `length`."""
+    parts = -(-length // (EVALUATION_BATCHES * setup.batch))
+    return -(-length // parts)
 
 
 def _own_part(setup):

@@ -236,13 +236,9 @@ def forgotten(setup, kind, optimizers, retrain=False):
     tasks = examples(kind)
     x = tasks.x[0, :7]
 
-    def carry_over(learner, opt_state, task):
-        trainable = setup.method.trainable(learner.theta, learner.state, task)
-        return learner._replace(opt_state=jaxcl.set_trainable(opt_state, trainable))
-
     @jax.jit
     def begin(learner, task):
-        return carry_over(train.begin_task(setup, learner, task), learner.opt_state, task)
+        return train.begin_task(setup, learner, task)._replace(opt_state=learner.opt_state)
 
     @jax.jit
     def epoch(learner, task, index):
@@ -251,7 +247,7 @@ def forgotten(setup, kind, optimizers, retrain=False):
 
     @jax.jit
     def end(learner, task):
-        return carry_over(train.end_task(setup, learner, task), learner.opt_state, task)
+        return train.end_task(setup, learner, task)
 
     @jax.jit
     def finished(learner, task):
@@ -274,8 +270,7 @@ def forgotten(setup, kind, optimizers, retrain=False):
         return {part for part in before if not all(jax.tree.leaves(same[part]))}
 
     def run(which):
-        inner = jnp.int32(which), first.opt_state.inner[1]
-        learner = first._replace(opt_state=first.opt_state._replace(inner=inner))
+        learner = first._replace(opt_state=(jnp.int32(which), first.opt_state[1]))
         kept, changed = [], set()
         for task in range(TASKS):
             learner = begin(learner, task)
@@ -376,7 +371,8 @@ def test_bfloat16_is_for_arithmetic_alone(method, state):
         learner, _ = train.epoch(setup, learner, row(examples("mlp"), 0), 0, 0)
         learner = train.end_task(setup, learner, 0)
         gates = setup.method.view(learner.theta, learner.state, 0, 0.5).get("gates", {})
-        return (learner.theta, gates), learner.state, learner.opt_state.trainable
+        trainable = setup.method.trainable(learner.theta, learner.state, 1)
+        return (learner.theta, gates), learner.state, jax.tree.map(jnp.asarray, trainable)
 
     def types(tree):
         return {leaf.dtype.name for leaf in jax.tree.leaves(tree)}
@@ -653,9 +649,10 @@ def test_law_3_bites_masks_in_the_closure():
     @functools.cache
     def compiled(task):
         def epoch(learner, fixed, data, index):
-            opt_state = jaxcl.set_trainable(learner.opt_state, masks[task])
-            learner = learner._replace(opt_state=opt_state)
+            mask = masks[task]
             setup = built.recipe({"learning_rate": RATES[0]})
+            method = setup.method._replace(trainable=lambda theta, state, task: mask)
+            setup = setup._replace(method=method)
             return train.epoch(setup, learner, data, jnp.int32(task), index)
 
         def count():
@@ -664,7 +661,8 @@ def test_law_3_bites_masks_in_the_closure():
         return replicas.spread(epoch, built.layout, count=count, in_place=True)
 
     def epoch(learners, fixed, data, task, index, validation):
-        masks.setdefault(int(task), row(jax.device_get(learners.opt_state.trainable), 0))
+        learner = row(jax.device_get((learners.theta, learners.state)), 0)
+        masks.setdefault(int(task), built.recipe({}).method.trainable(*learner, task))
         return compiled(int(task))(learners, fixed, data, index)
 
     masks, traces = {}, Counter()

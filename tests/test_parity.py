@@ -104,7 +104,7 @@ def scores(logits, y, task):
 
 def engine(method, model, optimizer):
     """The training engine, and its step built anew of public pieces to show what goes on in it."""
-    classes, tx = jnp.asarray(CLASSES), isolate(optimizer)
+    classes = jnp.asarray(CLASSES)
     setup = train.Setup(method, model, optimizer, classes=classes, batch=8, annealing="original")
 
     def step(learner, x, y, task, progress):
@@ -116,7 +116,9 @@ def engine(method, model, optimizer):
             return ce + penalty, {"logits": logits, "ce": ce, "penalty": penalty}
 
         gradient, seen = jax.grad(objective, has_aux=True)(learner.theta)
-        updates, opt_state = tx.update(gradient, learner.opt_state, learner.theta)
+        tx = isolate(optimizer, method.trainable(learner.theta, learner.state, task))
+        state = tx.init(learner.theta)._replace(inner=learner.opt_state)
+        updates, (_, opt_state) = tx.update(gradient, state, learner.theta)
         theta = method.project(optax.apply_updates(learner.theta, updates))
         seen["gradient"], seen["masked"] = gradient, optax.tree.get(opt_state, "masked")
         seen["descent"] = jax.tree.map(lambda update: update / -LR, updates)  # what SGD followed
@@ -226,7 +228,13 @@ def test_packnet(precision):
     no_bias = masks.by_path(theta, [("fc./bias", False), ("", True)])
     method = multihead(jaxcl.packnet(TASKS, oracle["hp/ratios"], ties="original"), TASKS)
     sgd = optax.chain(optax.snapshot("masked", lambda gradient: gradient), optax.sgd(LR, 0.9))
+
+    def without_biases(theta, state, task):
+        return jax.tree.map(jnp.logical_and, method.trainable(theta, state, task), no_bias)
+
     run = engine(method, mlp_model(theta), sgd)
+    # `packnet` trains the first task's biases in both phases, the recorded run in one alone.
+    rerun = engine(method._replace(trainable=without_biases), mlp_model(theta), sgd)
     learner = run.start(KEY)._replace(theta=theta)
 
     def check_owner(name):
@@ -241,12 +249,8 @@ def test_packnet(precision):
                 learner = run.begin_phase(run.end_task(learner, task), task)
                 check_owner(f"t{task}/mask_after_prune/")
                 close(learner.theta, theta_of(part(oracle, f"t{task}/weights_after_prune/")))
-                # `packnet` trains the first task's biases in both phases, this run in one alone.
-                trainable = run.trainable(learner.theta, learner.state, task)
-                trainable = jax.tree.map(lambda mask, free: mask & free, trainable, no_bias)
-                opt_state = jaxcl.set_trainable(learner.opt_state, trainable)
-                learner = learner._replace(opt_state=opt_state)
-            learner, seen = replay(run, learner, oracle, f"t{task}/{phase}", theta_of)
+            by = rerun if phase == "finetune" else run
+            learner, seen = replay(by, learner, oracle, f"t{task}/{phase}", theta_of)
             for _, ours, step in seen:
                 close(ours["gradient"], theta_of(zeros | part(step, "grad_raw/")))
                 close(ours["masked"], theta_of(zeros | part(step, "grad_masked/")))
@@ -312,17 +316,19 @@ def test_pnn(precision):
     params = pnn_theta(part(oracle, "t0/init/"), 0)["column"]
     model = Model(lambda key: (params, {}), apply=None, column=column, laterals=SPECS)
     method, network = jaxcl.pnn(model, TASKS, projection=8)
+    # The first column has no laterals, so no bias of theirs to train.
+    method = method._replace(
+        trainable=lambda theta, state, task: masks.by_path(
+            theta, [("lateral_bias", task > 0), ("", True)]
+        )
+    )
     run, frozen = engine(method, network, optax.sgd(LR)), jax.jit(network.frozen)
     lateral_of = jax.jit(apply_lateral, static_argnums=1)
     learner = run.start(KEY)
     for task in range(TASKS):
-        learner = run.begin_task(learner._replace(opt_state=()), task)
+        learner = run.begin_task(learner, task)
         theta_of = partial(pnn_theta, task=task)
-        # The first column has no laterals, so no bias of theirs to train.
-        trainable = masks.by_path(learner.theta, [("lateral_bias", task > 0), ("", True)])
-        opt_state = jaxcl.set_trainable(learner.opt_state, trainable)
-        theta = theta_of(part(oracle, f"t{task}/init/"))
-        learner = learner._replace(theta=theta, opt_state=opt_state)
+        learner = learner._replace(theta=theta_of(part(oracle, f"t{task}/init/")))
         learner, seen = replay(run, learner, oracle, f"t{task}", theta_of)
         for before, ours, step in seen:
             close(ours["descent"], theta_of(part(step, "grad/")))
