@@ -44,7 +44,7 @@ NETWORKS = {
     "alexnet": recipes.Options(network="alexnet"),
 }
 TASKS = 5
-TURN_GFLOP = 150  # that an epoch has about; at least 5 steps, and at most 200
+TURN_GFLOP = 600  # that an epoch has about; at least 5 steps, and at most 200
 CONSOLE = Console(width=120)
 
 

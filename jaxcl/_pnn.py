@@ -134,7 +134,7 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
         def run(j, hiddens):
             column = jax.tree.map(lambda leaf: leaf[j], columns)
             inputs = [
-                apply_lateral(p, spec, h, j)
+                apply_lateral(p, spec, h, j, frozen=True)
                 for p, spec, h in zip(column["laterals"], specs, hiddens)
             ]
             own = jax.tree.map(lambda leaf: leaf[j], statistics)
@@ -210,7 +210,9 @@ def init_laterals(specs, sources, kind, alpha, projection, key, task) -> list[Py
     return [start(spec, normal) for spec, normal in zip(specs, projections)]
 
 
-def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) -> jax.Array:
+def apply_lateral(
+    params: PyTree, spec: LateralSpec, hidden: jax.Array, task, frozen: bool = False
+) -> jax.Array:
     """What the sources add to one layer's pre-activation.
 
     Args:
@@ -218,6 +220,8 @@ def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) ->
         spec: the layer's shapes and window.
         hidden: the sources' inputs to this layer, [batch, ..., sources, units].
         task: the receiving column; column 0 has no source and gets zero.
+        frozen: nothing will be differentiated, so that work for the columns that do not exist can
+            be left out.
 
     Returns:
         Array [batch, ..., out].
@@ -225,19 +229,28 @@ def apply_lateral(params: PyTree, spec: LateralSpec, hidden: jax.Array, task) ->
     Source: Rusu et al. (2016) Eqs. 1 and 2; for a convolution V is 1x1 and U has the window,
         stride and padding of the layer's own kernel.
     """
+
+    def of_sources(kernels, spec=None):
+        """All sources through their parts of `kernels` [..., sources, units, out]."""
+        if not frozen:
+            kernel = kernels.reshape(*kernels.shape[:-3], -1, kernels.shape[-1])
+            return _connect(hidden.reshape(*hidden.shape[:-2], -1), kernel, spec)
+
+        def one(i):
+            return _connect(hidden[..., i, :], kernels[..., i, :, :], spec)
+
+        return jax.lax.fori_loop(1, task, lambda i, total: total + one(i), one(0))
+
     if "alpha" not in params:
-        kernel = params["kernel"]
-        kernel = kernel.reshape(*kernel.shape[:-3], -1, kernel.shape[-1])
-        return _connect(hidden.reshape(*hidden.shape[:-2], -1), kernel, spec)
+        return of_sources(params["kernel"], spec)
     project = params["alpha"][:, None, None] * params["project"]
-    project = project.reshape(-1, project.shape[-1])
     bias = params["bias"].reshape((1,) * (hidden.ndim - 2) + (-1,))
-    reduced = jax.nn.relu(hidden.reshape(*hidden.shape[:-2], -1) @ project + bias)
+    reduced = jax.nn.relu(of_sources(project) + bias)
     return jnp.where(task > 0, _connect(reduced, params["kernel"], spec), 0.0)
 
 
 def _connect(hidden, kernel, spec):
-    if spec.kernel is None:
+    if spec is None or spec.kernel is None:
         return hidden @ kernel
     return jax.lax.conv_general_dilated(
         hidden, kernel, spec.strides, spec.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
