@@ -49,9 +49,11 @@ class Options:
         hidden: widths of the MLP's hidden layers.
         optimizer: the same for all methods; momentum is 0.9.
         learning_rate: step size.
-        weight_decay: decay of the weights, decoupled from the gradient.
+        weight_decay: share of the step size by which kernels decay in a step; biases, norms and
+            HAT's embeddings do not.
         batch: examples in a step.
-        epochs: epochs on each task; PackNet trains two thirds of them before it prunes.
+        epochs: epochs on each task; PackNet prunes after two thirds of them, and trains at least
+            one before and one after.
         select: keep the epoch with the best validation loss or accuracy; None keeps the last one.
         patience: epochs without a better one, by the loss unless select says otherwise, before the
             step size is divided by 3, and a task ends below 0.002 of it; None trains all epochs.
@@ -128,15 +130,17 @@ def check_number(name: str, value: Any, limits: Mapping[str, float]) -> None:
 
 
 def epochs_of(method: str, options: Options) -> tuple[int, int]:
-    """Epochs before and after a task's end: all methods train equally long.
+    """Epochs before and after a task's end: all methods train equally long, from 2 epochs on.
 
     >>> epochs_of("packnet", Options(epochs=30)), epochs_of("hat", Options(epochs=30))
     ((20, 10), (30, 0))
+    >>> epochs_of("packnet", Options(epochs=2)), epochs_of("packnet", Options(epochs=1))
+    ((1, 1), (1, 1))
     """
     if method != "packnet":
         return options.epochs, 0
-    before = max(1, math.ceil(options.epochs * 2 / 3))
-    return before, options.epochs - before
+    after = max(1, options.epochs // 3)
+    return max(1, options.epochs - after), after
 
 
 def rooms(method: str, tasks: int) -> list[int]:
@@ -249,6 +253,8 @@ def recipe(
             chosen, norm = multihead(isolated, tasks, per_task), options.norm
         else:
             chosen = multihead(finetune(), tasks)
+        if method == "joint":  # the examples of all tasks so far train the heads of all of them
+            chosen = chosen._replace(trainable=lambda theta, state, task: True)
         return Setup(
             method=chosen,
             model=model,
@@ -301,11 +307,18 @@ def cost(
 
 
 def optimizer(options: Options, learning_rate, weight_decay) -> optax.GradientTransformation:
-    """The optimizer that the options name."""
-    if options.optimizer == "adam":
-        return optax.adamw(learning_rate, weight_decay=weight_decay)
-    momentum = 0.9 if options.optimizer == "momentum" else None
-    sgd = optax.sgd(learning_rate, momentum=momentum)
+    """The optimizer that the options name, with decoupled weight decay of the kernels."""
+    direction = {
+        "sgd": optax.identity(),
+        "momentum": optax.trace(0.9),
+        "adam": optax.scale_by_adam(),
+    }[options.optimizer]
+    decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
     if isinstance(weight_decay, float) and weight_decay == 0:
-        return sgd
-    return optax.chain(optax.add_decayed_weights(weight_decay), sgd)
+        decay = optax.identity()
+    return optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate))
+
+
+def _kernels(theta: PyTree) -> PyTree:
+    """True for the weights of layers and laterals."""
+    return masks.by_path(theta, [(r"(^|/)(kernel|project)$", True), ("", False)])

@@ -163,6 +163,9 @@ def spread(
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
         return jax.lax.fori_loop(0, where.share // where.chunk, step, (carried, empty))
 
+    # Where devices share each replica, what they do is left to XLA, guided by the batch's sharding.
+    by_hand = {AXIS} if where.mesh.shape[BATCH_AXIS] > 1 else set(where.mesh.axis_names)
+
     def everywhere(carried, fixed, *shared):
         own, whole = PartitionSpec(AXIS), PartitionSpec()
         return jax.shard_map(
@@ -170,6 +173,7 @@ def spread(
             mesh=where.mesh,
             in_specs=(own, own, *[whole] * len(shared)),
             out_specs=own,
+            axis_names=by_hand,
             check_vma=False,
         )(carried, fixed, *shared)
 

@@ -79,7 +79,7 @@ class TaskEnd(NamedTuple):
 
 
 def build(
-    recipe: Recipe,
+    recipe: Recipe | Setup,
     benchmark: Benchmark,
     seeds: Sequence[int],
     *,
@@ -93,7 +93,8 @@ def build(
     """Prepares a study; nothing runs yet.
 
     Args:
-        recipe: settings -> `train.Setup`. It is called while programs are traced.
+        recipe: a `train.Setup`; or a function from one replica's `settings` to it, which is called
+            while programs are traced.
         benchmark: the sequence of tasks.
         seeds: one for each replica.
         epochs: epochs on each task, at least 1; or one number for each task, where 0 leaves it as
@@ -112,6 +113,8 @@ def build(
             numbers out of range, tasks that differ in shape or type, whatever `train.start`
             refuses, or fewer logits than classes.
     """
+    given = recipe
+    recipe = given if callable(given) else lambda settings: given
     benchmark = check_benchmark(benchmark)
     numbers = np.asarray(seeds, np.uint32)
     values = {name: np.asarray(value, np.float32) for name, value in (settings or {}).items()}
@@ -160,8 +163,11 @@ def build(
     def begin_task(setup, learner, task):
         return train.begin_task(setup, learner, task), ()
 
-    def epoch(setup, learner, features, data, task, index, validation):
-        return train.epoch(setup, learner, data, task, index, validation, features)
+    def epoch(setup, learner, state, features, data, task, index, validation):
+        """The method's state, which no epoch changes, is read where it is and not moved about."""
+        learner = learner._replace(state=state)
+        learner, metrics = train.epoch(setup, learner, data, task, index, validation, features)
+        return learner._replace(state=()), metrics
 
     def evaluate(setup, learner, data):
         method, own = setup.method, (learner.theta, learner.state)
@@ -239,9 +245,12 @@ def run(
         epoch, planned = 0, study.epochs[task] + study.retrain_epochs
         for close, phase_end in (("end", study.epochs[task]), ("end_phase", planned)):
             while epoch < phase_end:
+                state = learners.state
                 learners, metrics = programs["epoch"](
-                    learners, (settings, features), data, number, jnp.int32(epoch), validation
-                )
+                    learners._replace(state=()), (settings, state, features),
+                    data, number, jnp.int32(epoch), validation,
+                )  # fmt: skip
+                learners = learners._replace(state=state)
                 epoch += 1
                 yield EpochEnd(task, epoch, planned, replicas.fetch(metrics, where))
                 if setup.patience is not None and _all_stopped(learners, where):
@@ -327,10 +336,10 @@ def _next(events: Iterator, stage: Study) -> EpochEnd | TaskEnd | None:
 def _advice(stage: Study) -> str:
     """What to do once a device is out of memory, from the sizes of programs with smaller chunks."""
     where = stage.layout
-    device = where.mesh.devices.flat[0]
-    limit = (device.memory_stats() or {}).get("bytes_limit")
+    devices = where.mesh.local_devices  # others may not be asked
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:  # a CPU, whose devices share the machine's memory
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // where.mesh.size
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
     says = f"the device is out of memory: {where.chunk} replicas at a time, {where.share} in all"
     chunk = where.chunk
     while chunk > 1:
@@ -361,7 +370,8 @@ def program_bytes(stage: Study) -> int:
     if features_fit(stage, setup, learners, data):
         features = jax.eval_shape(programs["frozen_features"], learners, (settings,), data, number)
     used = programs["epoch"].lower(
-        learners, (settings, features), data, number, number, validation
+        learners._replace(state=()), (settings, learners.state, features),
+        data, number, number, validation,
     ).compile().memory_analysis()  # fmt: skip
     return (
         used.argument_size_in_bytes + used.output_size_in_bytes

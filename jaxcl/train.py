@@ -5,17 +5,18 @@ does. `task`, `epoch` and all numbers are traced, so one compiled program serves
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxcl import masks
-from jaxcl._isolate import isolate
+from jaxcl._isolate import IsolateState, isolate
 from jaxcl._method import Method
 
 PyTree = Any
@@ -31,29 +32,31 @@ class Setup(NamedTuple):
         model: the network, `init` and `apply` as in `models.Model`.
         optimizer: any optax optimizer; the engine wraps it in `isolate`.
         prepare: stored batch -> the network's input, such as a normalization of bytes.
-        classes: int array [tasks], the number of each task's classes; the logits beyond it take no
-            part in the loss and the prediction. None if every task uses all logits.
+        classes: int [tasks], the number of each task's classes; the logits beyond it take no part
+            in the loss and the prediction. None if every task uses all logits.
         batch: examples in a step. The last, partial batch of an epoch is kept.
         norm: what becomes of BatchNorm's running statistics, to be declared for a model that has
             them: `"shared"` by all tasks, which protects none; `"frozen"` after the first, when
             the norms also run in inference mode while training; or one set `"per_task"`.
         annealing: how an epoch's progress is counted: `"paper"` reaches 1 at the last batch,
             `"original"` is the share of the examples seen before the batch.
-        mixed: train on examples of all tasks so far, each with its own task's head.
+        mixed: train on examples of all tasks so far, each with its own task's head: joint training,
+            for a method that isolates nothing.
         select: keep the state of the epoch with the best validation `"loss"` or `"accuracy"`.
         patience: epochs without a better one, by the loss unless `select` says otherwise, before
             the step size is divided by 3; training stops once it is below `least_scale`. None to
             train all epochs.
         least_scale: smallest share of the step size to train with; the original HAT goes from 0.05
             down to 1e-4.
-        axis: name of the mesh axis over which each batch is split, inside `jax.shard_map`.
+        axis: name of an automatic mesh axis that shares out the examples of each batch. Only the
+            speed depends on it: XLA sums up whatever is formed over a batch.
     """
 
     method: Method
     model: Any
     optimizer: optax.GradientTransformation
     prepare: Callable[[jax.Array], jax.Array] = lambda x: x
-    classes: jax.Array | None = None
+    classes: jax.Array | np.ndarray | Sequence[int] | None = None
     batch: int = 64
     norm: Literal["shared", "frozen", "per_task"] | None = None
     annealing: Literal["paper", "original"] = "paper"
@@ -214,33 +217,32 @@ def check(setup: Setup, tasks: int) -> None:
         raise ValueError(f"Setup: classes must be at least 1, got {np.asarray(setup.classes)}.")
     if setup.mixed and setup.classes is None:
         raise ValueError("Setup: mixed training needs classes, the number of each task's classes.")
+    if setup.mixed and _has_rows(setup):
+        raise ValueError(f"Setup: mixed training needs norm='shared', got {setup.norm!r}.")
 
 
-def examples(x: Any, y: Any, *, classes: int | None = None, length: int | None = None) -> Data:
+def examples(x: Any, y: Any, *, length: int | None = None) -> Data:
     """A task's examples as arrays for training, checked.
 
     Args:
         x: array [N, ...] of any type.
         y: int array [N], classes counted from 0 within the task.
-        classes: number of classes, to check `y` against.
         length: common length of all tasks' examples, to which these are filled up with zeros.
 
     Returns:
         Data of numpy arrays.
 
     Raises:
-        ValueError: for labels that are no integers or out of range, no examples, values that are
-            not finite, or lengths that do not fit.
+        ValueError: for labels that are no integers or negative, no examples, values that are not
+            finite, or lengths that do not fit.
     """
     x, y = np.asarray(x), np.asarray(y)
     if y.ndim != 1 or not np.issubdtype(y.dtype, np.integer):
         raise ValueError(f"labels must be one integer for each example, got {y.dtype}{y.shape}.")
     if not 0 < y.size == len(x) <= (length or y.size):
         raise ValueError(f"{len(x)} examples and {y.size} labels do not fit length {length}.")
-    if y.min() < 0 or (classes is not None and y.max() >= classes):
-        raise ValueError(
-            f"labels must be in 0 to {(classes or 0) - 1}, got {y.min()} to {y.max()}."
-        )
+    if y.min() < 0:
+        raise ValueError(f"labels must be counted from 0, got {y.min()}.")
     if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
         raise ValueError("the examples hold NaN or infinity.")
     short = (length or y.size) - y.size
@@ -349,17 +351,19 @@ def epoch(
     key = jax.random.fold_in(jax.random.fold_in(key, task), index)
     order = _random_order(key, data.y.shape[0], data.count)
     steps = (data.count + setup.batch - 1) // setup.batch
-    tx = isolate(setup.optimizer, setup.method.trainable(learner.theta, learner.state, task))
-    opt_state = tx.init(learner.theta)._replace(inner=learner.opt_state)
-    noise = key if setup.axis is None else jax.random.fold_in(key, jax.lax.axis_index(setup.axis))
+    tx = isolate(setup.optimizer)
+    trainable = setup.method.trainable(learner.theta, learner.state, task)
+    opt_state = IsolateState(jax.tree.map(jnp.asarray, trainable), learner.opt_state)
 
     def step(i, carry):
         theta, statistics, opt_state, totals = carry
         seen = i * setup.batch
-        position = seen + _own_part(setup)
+        position = seen + jnp.arange(setup.batch)
         rows = order[position % data.count]  # the last batch is filled up with weight 0
         weight = jnp.asarray(position < data.count, float)
         batch = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y, data.task, features))
+        if setup.axis is not None:
+            batch = jax.lax.with_sharding_constraint(batch, PartitionSpec(setup.axis))
         if setup.annealing == "paper":
             progress = jnp.asarray(i, float) / jnp.maximum(steps - 1, 1)
         else:
@@ -368,16 +372,15 @@ def epoch(
         def objective(theta):
             logits, new = _logits(
                 setup, theta, learner.state, statistics, batch, task, progress,
-                jax.random.fold_in(noise, i),
+                jax.random.fold_in(key, i),
             )  # fmt: skip
             loss, correct = _scores(setup, logits, batch, task)
             loss = jnp.sum(loss * weight)
             penalty = setup.method.penalty(theta, learner.state, task, progress)
             totals = loss, jnp.sum(correct * weight)
-            return loss / _sum(setup, jnp.sum(weight)) + penalty / _parts(setup), (new, totals)
+            return loss / jnp.sum(weight) + penalty, (new, totals)
 
         gradient, (statistics, new_totals) = jax.grad(objective, has_aux=True)(theta)
-        gradient, new_totals = _sum(setup, (gradient, new_totals))
         updates, opt_state = tx.update(gradient, opt_state, theta)
         if setup.patience is not None:
             updates = jax.tree.map(lambda u: u * learner.plan.scale.astype(u.dtype), updates)
@@ -469,7 +472,7 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
         return setup.model.apply(params, row, x, train=True, key=key, **extra, **mode)
 
     if setup.mixed:
-        tasks = setup.classes.shape[0]
+        tasks = len(setup.classes)
         row = _row(setup, statistics, 0)
         logits, row = jax.vmap(
             lambda t: apply(setup.method.view(theta, state, t, progress), row),
@@ -488,8 +491,6 @@ def _logits(setup, theta, state, statistics, batch, task, progress, key):
             )
         else:
             logits, row = apply(params, row)
-    if setup.axis is not None:
-        row = jax.lax.pmean(row, setup.axis)
     at = task if _has_rows(setup) else 0
     return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
 
@@ -498,21 +499,6 @@ def _evaluation_size(setup, length):
     """Examples at a time, so that as few and as equal parts as possible make up `length`."""
     parts = -(-length // (EVALUATION_BATCHES * setup.batch))
     return -(-length // parts)
-
-
-def _own_part(setup):
-    """Positions in a batch that this device trains on: all of them, unless batches are split."""
-    part = setup.batch // _parts(setup)
-    first = 0 if setup.axis is None else jax.lax.axis_index(setup.axis) * part
-    return first + jnp.arange(part)
-
-
-def _parts(setup):
-    return 1 if setup.axis is None else jax.lax.axis_size(setup.axis)
-
-
-def _sum(setup, tree):
-    return tree if setup.axis is None else jax.lax.psum(tree, setup.axis)
 
 
 def _row(setup, statistics, task):
@@ -527,8 +513,9 @@ def _has_rows(setup):
 def _scores(setup, logits, batch, task):
     """Cross-entropy and correctness of each example, over its own task's classes alone."""
     _, y, tasks_of_x, _ = batch
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
     if setup.classes is not None:
-        classes = setup.classes[task if tasks_of_x is None else tasks_of_x]
+        classes = jnp.asarray(setup.classes)[task if tasks_of_x is None else tasks_of_x]
         numbers = jnp.arange(logits.shape[-1])[None]
         absent = jnp.broadcast_to(numbers >= jnp.reshape(classes, (-1, 1)), logits.shape)
         logits = jnp.where(absent, -1e30, logits)
@@ -563,7 +550,7 @@ def _new_plan(setup, theta, statistics):
 def _to_beat(setup, learner, validation, task):
     """What the best state has the lowest of, with the network that would be stored."""
     if setup.mixed:  # the tasks so far, each with its own head
-        share = (jnp.arange(setup.classes.shape[0]) <= task) / (task + 1)
+        share = (jnp.arange(len(setup.classes)) <= task) / (task + 1)
         each = evaluate_all(setup, learner, validation)
         metrics = jax.tree.map(lambda values: jnp.sum(share * values), each)
     else:

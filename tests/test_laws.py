@@ -592,15 +592,40 @@ def test_law_2_and_law_4_bite_leaks_between_replicas(monkeypatch):
     assert rows_that_differ(twin(by_device), singles) == [0, 1, 2, 3]
 
 
-def test_law_4_bites_parts_of_a_batch_that_are_not_summed(monkeypatch):
-    def learn(**layout):
-        return run(build("finetune", tasks=1, replicas=1, epochs=1, **layout))
+class Normalized(nnx.Module):
+    """A network whose examples are not independent within a batch."""
 
-    whole, parts = learn(), learn(devices=2, split=2)
-    assert all(jax.tree.leaves(jax.tree.map(same, whole, parts)))
-    monkeypatch.setattr(train, "_sum", lambda setup, tree: tree)
-    parts = learn(devices=2, split=2)
-    assert not all(jax.tree.leaves(jax.tree.map(same, whole, parts)))
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(64, 6, rngs=rngs)
+        self.norm = nnx.BatchNorm(6, momentum=0.5, rngs=rngs)
+        self.dropout = nnx.Dropout(0.2, rngs=rngs)
+        self.head = nnx.Linear(6, 10, rngs=rngs)
+
+    def __call__(self, x):
+        return self.head(self.dropout(jax.nn.relu(self.norm(self.hidden(x)))))
+
+
+def test_law_4_a_split_batch_is_one_batch(monkeypatch):
+    benchmark = digits(2)
+    setup = train.Setup(
+        jaxcl.multihead(jaxcl.packnet(2), 2), models.from_nnx(Normalized), optax.sgd(0.1),
+        data.normalize(benchmark), batch=16, norm="frozen",
+    )  # fmt: skip
+
+    def learn(split):
+        devices = jax.devices()[:split]
+        return run(study.build(setup, benchmark, [0], epochs=2, devices=devices, split=split))
+
+    def is_whole(split):
+        return all(jax.tree.leaves(jax.tree.map(same, whole, learn(split))))
+
+    def first_part(batch, spec):
+        return jax.tree.map(lambda leaf: jnp.concatenate([leaf[: len(leaf) // 2]] * 2), batch)
+
+    whole = learn(1)
+    assert is_whole(2) and is_whole(4)
+    monkeypatch.setattr(jax.lax, "with_sharding_constraint", first_part)  # the broken twin
+    assert not is_whole(2)
 
 
 @pytest.mark.parametrize(
@@ -653,7 +678,9 @@ def test_law_3_bites_masks_in_the_closure():
             setup = built.recipe({"learning_rate": RATES[0]})
             method = setup.method._replace(trainable=lambda theta, state, task: mask)
             setup = setup._replace(method=method)
-            return train.epoch(setup, learner, data, jnp.int32(task), index)
+            learner = learner._replace(state=fixed[1])
+            learner, metrics = train.epoch(setup, learner, data, jnp.int32(task), index)
+            return learner._replace(state=()), metrics
 
         def count():
             traces["epoch"] += 1
@@ -661,8 +688,8 @@ def test_law_3_bites_masks_in_the_closure():
         return replicas.spread(epoch, built.layout, count=count, in_place=True)
 
     def epoch(learners, fixed, data, task, index, validation):
-        learner = row(jax.device_get((learners.theta, learners.state)), 0)
-        masks.setdefault(int(task), built.recipe({}).method.trainable(*learner, task))
+        theta, state = row(jax.device_get((learners.theta, fixed[1])), 0)
+        masks.setdefault(int(task), built.recipe({}).method.trainable(theta, state, task))
         return compiled(int(task))(learners, fixed, data, index)
 
     masks, traces = {}, Counter()

@@ -16,7 +16,7 @@ import optax
 import pytest
 
 import jaxcl
-from jaxcl import LateralSpec, Model, isolate, masks, multihead, train
+from jaxcl import IsolateState, LateralSpec, Model, isolate, masks, multihead, train
 from jaxcl._hat import annealed
 from jaxcl._pnn import apply_lateral
 
@@ -116,9 +116,9 @@ def engine(method, model, optimizer):
             return ce + penalty, {"logits": logits, "ce": ce, "penalty": penalty}
 
         gradient, seen = jax.grad(objective, has_aux=True)(learner.theta)
-        tx = isolate(optimizer, method.trainable(learner.theta, learner.state, task))
-        state = tx.init(learner.theta)._replace(inner=learner.opt_state)
-        updates, (_, opt_state) = tx.update(gradient, state, learner.theta)
+        trainable = method.trainable(learner.theta, learner.state, task)
+        state = IsolateState(jax.tree.map(jnp.asarray, trainable), learner.opt_state)
+        updates, (_, opt_state) = isolate(optimizer).update(gradient, state, learner.theta)
         theta = method.project(optax.apply_updates(learner.theta, updates))
         seen["gradient"], seen["masked"] = gradient, optax.tree.get(opt_state, "masked")
         seen["descent"] = jax.tree.map(lambda update: update / -LR, updates)  # what SGD followed

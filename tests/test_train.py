@@ -96,10 +96,10 @@ def retrained(built, rate, drop_validation=False):
     seen = []
 
     def epoch(learners, fixed, data, task, index, validation):
-        settings, features = fixed
+        settings, *rest = fixed
         if index >= built.epochs[0]:
             settings = {"learning_rate": jnp.full_like(settings["learning_rate"], rate)}
-        return programs["epoch"](learners, (settings, features), data, task, index, validation)
+        return programs["epoch"](learners, (settings, *rest), data, task, index, validation)
 
     def end(learners, fixed, task, validation):
         validation = None if drop_validation else validation
@@ -259,6 +259,39 @@ def test_joint_training_is_judged_by_the_tasks_so_far():
         learner, losses = learn(learner, task, mixture(task))
         np.testing.assert_allclose(learner.plan.best, np.mean(losses[: task + 1]), 1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
+
+
+def test_joint_training_trains_the_heads_of_all_tasks_so_far():
+    setup = recipes.recipe("joint", digits(), recipes.Options(hidden=(6,)))({})
+    data = study.mixed([task.train for task in digits().tasks])(1)
+
+    def moved(setup):
+        @jax.jit
+        def heads():
+            learner = train.start(setup, jax.random.key(0), 2)
+            trained, _ = train.epoch(setup, learner, data, 1, 0)
+            return learner.theta["head"]["kernel"] != trained.theta["head"]["kernel"]
+
+        return heads().any((1, 2)).tolist()
+
+    assert moved(setup) == [True, True]
+    twin = setup._replace(method=jaxcl.multihead(jaxcl.finetune(), 2))
+    assert moved(twin) == [False, True]
+
+
+def test_weight_decay_is_decoupled_and_for_kernels_alone():
+    theta = {
+        "params": {"layer": {"kernel": jnp.ones(2), "bias": jnp.ones(2)}},
+        "embeddings": {"layer": jnp.ones((1, 2))},
+        "laterals": [{"alpha": jnp.ones(1), "project": jnp.ones(2)}],
+    }
+    for name in ("sgd", "momentum", "adam"):
+        tx = recipes.optimizer(recipes.Options(optimizer=name), 0.5, 0.1)
+        still, state = jax.tree.map(jnp.zeros_like, theta), tx.init(theta)
+        for _ in range(2):
+            updates, state = tx.update(still, state, theta)
+        moved = {path: u.ravel()[0] for path, u in masks.leaves_by_path(updates).items() if u.any()}
+        assert moved == {"params/layer/kernel": -0.05, "laterals/0/project": -0.05}, name
 
 
 @pytest.mark.parametrize("method", ["joint", "pnn"])
