@@ -2,7 +2,8 @@
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
 `pnn` decide which, task after task. `masks` holds the pytrees of masks. The submodules `models`,
-`train`, `study`, `data`, `metrics`, `checkpoint` and `report` are loaded when they are first used.
+`train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report` are
+loaded when they are first used.
 """
 
 import importlib
@@ -29,7 +30,6 @@ __all__ = [
     "Wiring",
     "analysis",
     "checkpoint",
-    "cli",
     "data",
     "finetune",
     "gate",
@@ -42,6 +42,7 @@ __all__ = [
     "multihead",
     "packnet",
     "pnn",
+    "recipes",
     "replicas",
     "report",
     "set_trainable",
