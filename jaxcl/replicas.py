@@ -15,7 +15,7 @@ Device = Any  # jax.Device, which type checkers take for a variable
 
 AXIS = "replica"
 BATCH_AXIS = "batch"
-CPU_CACHE_BYTES = 8 << 20  # what a chunk's parameters may fill before smaller chunks are faster
+CPU_CACHE_BYTES = 1 << 20  # of a core, beyond which a chunk's parameters are slower side by side
 
 
 class Layout(NamedTuple):
@@ -55,7 +55,7 @@ def layout(
         replica_bytes: size of one replica's parameters.
         devices: the devices to use; by default all, of all processes.
         chunk: most replicas that run side by side in a device. By default all of them on an
-            accelerator; on a CPU as many as its cache holds, and at least 2.
+            accelerator; on a CPU as many as a core's cache holds, and at least 1.
         split: number of devices that share each replica, and each take a part of its batches.
 
     Returns:
@@ -83,7 +83,7 @@ def layout(
     if chunk is None:
         chunk = share
         if devices[0].platform == "cpu":
-            chunk = max(2, CPU_CACHE_BYTES // max(2 * replica_bytes, 1))
+            chunk = max(1, CPU_CACHE_BYTES // max(replica_bytes, 1))
     chunks = math.ceil(share / chunk)
     chunk = math.ceil(share / chunks)
     mesh = Mesh(
