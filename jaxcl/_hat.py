@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl import masks
+from jaxcl._checks import check_choice, check_count, check_number
 from jaxcl._method import Method, draw
 from jaxcl.wiring import Wiring, check_wiring
 
@@ -51,12 +52,12 @@ def gate(embedding, s, s_max, gradient="original"):
 
     Source: HAT (2018), Sec. 2.5; compensation and clip at 50 as in the authors' `hat.py`.
     """
-    _check_known("gate", "gradient", gradient, GRADIENTS)
+    check_choice("gate: gradient", gradient, GRADIENTS)
     return jax.nn.sigmoid(s * embedding)
 
 
 def _gate_fwd(embedding, s, s_max, gradient):
-    _check_known("gate", "gradient", gradient, GRADIENTS)
+    check_choice("gate: gradient", gradient, GRADIENTS)
     attention = jax.nn.sigmoid(s * embedding)
     return attention, (embedding, s, s_max, attention)
 
@@ -138,11 +139,11 @@ def hat(
     """
     if wiring is None:
         raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")
-    masks.check_count("hat: tasks", tasks)
-    masks.check_finite("hat: s_max", s_max, above=1)
-    masks.check_finite("hat: c", c, least=0)
-    _check_known("hat", "gradient", gradient, GRADIENTS)
-    _check_known("hat", "embedding", embedding, ("normal", "uniform"))
+    check_count("hat: tasks", tasks)
+    check_number("hat: s_max", s_max, above=1)
+    check_number("hat: c", c, least=0)
+    check_choice("hat: gradient", gradient, GRADIENTS)
+    check_choice("hat: embedding", embedding, ("normal", "uniform"))
 
     def init(key, params):
         check_wiring(wiring, params)
@@ -326,8 +327,3 @@ def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
         both += used * math.prod(leaf.shape[:-2])
         total += leaf.size
     return both / max(total, 1)
-
-
-def _check_known(owner, name, value, known):
-    if value not in known:
-        raise ValueError(f"{owner}: {name} must be one of {', '.join(known)}, got {value!r}.")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl import masks
+from jaxcl._checks import check_count, check_pattern, shorten
 
 PyTree = Any
 
@@ -98,8 +99,8 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         use that task's head alone.
     """
 
-    masks.check_count("multihead: tasks", tasks)
-    masks.check_pattern("multihead: heads", heads)
+    check_count("multihead: tasks", tasks)
+    check_pattern("multihead: heads", heads)
     if method.tasks not in (None, tasks):
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
@@ -121,7 +122,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         if not found:
             raise ValueError(
                 f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
-                f"{masks.shorten(sorted(masks.leaves_by_path(theta)))}."
+                f"{shorten(sorted(masks.leaves_by_path(theta)))}."
             )
         if taken := sorted(found.keys() & set(method.owned(state))):
             raise ValueError(

@@ -10,10 +10,18 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxcl import masks
+from jaxcl._checks import (
+    check_choice,
+    check_count,
+    check_number,
+    check_pattern,
+    is_concrete,
+    shorten,
+)
 from jaxcl._method import HEAD, Method, finetune
 
 PyTree = Any
-MOST_TASKS = 254
+MOST_TASKS = 254  # owners are uint8
 
 
 class PackNetState(NamedTuple):
@@ -74,17 +82,11 @@ def packnet(
         the task is given and nothing is overwritten. With `ties="exact"` exactly the stated number
         is pruned.
     """
-    masks.check_count("packnet: tasks", tasks)
-    if tasks > MOST_TASKS:
-        raise ValueError(
-            f"packnet: tasks must be 1 to {MOST_TASKS} (owners are uint8), got {tasks}."
-        )
-    if reinit_free not in ("zero", "keep", "random"):
-        raise ValueError(
-            f"packnet: reinit_free must be 'zero', 'keep' or 'random', got {reinit_free!r}."
-        )
-    masks.check_options(ties, scope)
-    masks.check_pattern("packnet: heads", heads)
+    check_count("packnet: tasks", tasks, MOST_TASKS)
+    check_choice("packnet: reinit_free", reinit_free, ("zero", "keep", "random"))
+    check_choice("packnet: ties", ties, masks.TIES)
+    check_choice("packnet: scope", scope, masks.SCOPES)
+    check_pattern("packnet: heads", heads)
     fractions = prune_fractions(tasks, prune)
     not_weights = f"{heads}|(bias|scale)$"
     is_prunable = prunable or (
@@ -103,7 +105,7 @@ def packnet(
         if not weights:
             raise ValueError(
                 "packnet: no leaf is prunable; by default those of two or more axes outside the "
-                f"heads are. The leaves are {masks.shorten(sorted(leaves))}."
+                f"heads are. The leaves are {shorten(sorted(leaves))}."
             )
         _check_room([leaf.size for leaf in weights.values()], fractions, scope)
         owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
@@ -207,8 +209,8 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
             raise ValueError(f"packnet: prune must be shares in [0, 1] or 'equal', got {prune!r}.")
         left = np.arange(tasks - 1, -1, -1)
         return left / (left + 1)
-    masks.check_fraction("packnet: prune", prune)
-    numpy = np if all(map(masks.is_concrete, jax.tree.leaves(prune))) else jnp
+    check_number("packnet: prune", prune, least=0, most=1)
+    numpy = np if all(map(is_concrete, jax.tree.leaves(prune))) else jnp
     if np.ndim(prune) == 0:
         shares = numpy.where(np.arange(tasks) < tasks - 1, prune, 0.0)
     elif len(prune) == tasks:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 
-from jaxcl import masks
+from jaxcl._checks import check_choice, check_count, check_number
 from jaxcl._method import Method, draw, finetune
 from jaxcl._model import LateralSpec, Model
 
@@ -64,12 +64,11 @@ def pnn(
         (adapter). V has the width of the equation, not of the text.
     Differs: laterals carry no bias of their own beside the projection's.
     """
-    masks.check_count("pnn: tasks", tasks)
-    masks.check_finite("pnn: alpha", alpha)
+    check_count("pnn: tasks", tasks)
+    check_number("pnn: alpha", alpha)
     if projection is not None:
-        masks.check_count("pnn: projection", projection)
-    if lateral not in ("adapter", "linear", None):
-        raise ValueError(f"pnn: lateral must be 'adapter', 'linear' or None, got {lateral!r}.")
+        check_count("pnn: projection", projection)
+    check_choice("pnn: lateral", lateral, ("adapter", "linear", None))
     if lateral and model.column is None:
         raise ValueError(
             "pnn: the model shows no layers to connect; give one with `column` and `laterals`, "

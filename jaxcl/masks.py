@@ -13,9 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.core import Tracer
+
+from jaxcl._checks import check_choice, check_number, shorten
 
 PyTree = Any
+TIES = ("exact", "original")
+SCOPES = ("leaf", "global")
 
 
 class Attended(NamedTuple):
@@ -199,8 +202,9 @@ def smallest_fraction(
     >>> print(smallest_fraction(jnp.array([3.0, -1.0, 2.0, -4.0]), 0.5))
     [False  True  True False]
     """
-    check_fraction("fraction", fraction)
-    check_options(ties, scope)
+    check_number("fraction", fraction, least=0, most=1)
+    check_choice("ties", ties, TIES)
+    check_choice("scope", scope, SCOPES)
     if among is None:
         among = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), values)
 
@@ -228,14 +232,6 @@ def smallest_fraction(
     )
     marked = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(flat, ends), leaves)]
     return jax.tree.unflatten(structure, marked)
-
-
-def check_options(ties: str, scope: str) -> None:
-    """Raises ValueError for an option that `smallest_fraction` does not know."""
-    if ties not in ("exact", "original"):
-        raise ValueError(f"ties must be 'exact' or 'original', got {ties!r}.")
-    if scope not in ("leaf", "global"):
-        raise ValueError(f"scope must be 'leaf' or 'global', got {scope!r}.")
 
 
 def count(mask: PyTree, params: PyTree | None = None) -> jax.Array:
@@ -302,44 +298,6 @@ def size_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def is_concrete(value: Any) -> bool:
-    """False for a traced value, whose number cannot be checked."""
-    return not isinstance(value, Tracer)
-
-
-def check_fraction(name: str, value: Any) -> None:
-    """Raises ValueError if a number (or any of an array of numbers) is outside [0, 1]."""
-    if is_concrete(value) and not np.all((np.asarray(value) >= 0) & (np.asarray(value) <= 1)):
-        raise ValueError(f"{name} must be in [0, 1], got {value}.")
-
-
-def check_pattern(name: str, pattern: Any) -> None:
-    """Raises ValueError if a pattern is no regular expression."""
-    try:
-        re.compile(pattern)
-    except (re.error, TypeError) as error:
-        raise ValueError(
-            f"{name} must be a regular expression, got {pattern!r}: {error}."
-        ) from None
-
-
-def check_count(name: str, value: Any) -> None:
-    """Raises ValueError unless a value is a whole number of at least 1."""
-    if not isinstance(value, (int, np.integer)) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-
-
-def check_finite(name: str, value: Any, *, least: float = -np.inf, above: float = -np.inf) -> None:
-    """Raises ValueError if a number is not finite, below `least`, or not above `above`."""
-    if not is_concrete(value):
-        return
-    numbers = np.asarray(value)
-    if not np.all(np.isfinite(numbers) & (numbers >= least) & (numbers > above)):
-        limit = f" and above {above:g}" if above > -np.inf else ""
-        limit = f" and at least {least:g}" if least > -np.inf else limit
-        raise ValueError(f"{name} must be finite{limit}, got {value}.")
-
-
 def _fitted(path: str, mask: Any, leaf: Any) -> jax.Array:
     array, shape = dense(mask), jnp.shape(leaf)
     if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.floating):
@@ -364,9 +322,3 @@ def _has_masked_nodes(params: PyTree) -> bool:
 
 def _ends_nnx_path(key: Any) -> bool:
     return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
-
-
-def shorten(names: list[str], most: int = 12) -> str:
-    """A list of names for an error message."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(repr(name) for name in names[:most]) + rest

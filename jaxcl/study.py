@@ -12,6 +12,7 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from jaxcl import masks, replicas, train
+from jaxcl._checks import check_number
 from jaxcl.data import Benchmark, Split
 from jaxcl.data import check as check_benchmark
 from jaxcl.replicas import Device
@@ -132,8 +133,7 @@ def build(
             f"epochs must be at least 1, or one number from 0 on for each of {tasks} tasks, "
             f"got {epochs}."
         )
-    if retrain_epochs < 0:
-        raise ValueError(f"retrain_epochs must be at least 0, got {retrain_epochs}.")
+    check_number("retrain_epochs", retrain_epochs, least=0)
     shapes = jax.eval_shape(
         partial(_probe, recipe, benchmark), {name: value[0] for name, value in values.items()}
     )

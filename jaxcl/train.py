@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxcl import masks
+from jaxcl._checks import check_choice, check_count, check_number, shorten
 from jaxcl._isolate import IsolateState, isolate
 from jaxcl._method import Method
 
@@ -164,7 +165,7 @@ def start(
     names = sorted(masks.leaves_by_path(statistics))
     if setup.norm is None and names:
         raise ValueError(
-            f"The model keeps running statistics ({masks.shorten(names, 3)}); "
+            f"The model keeps running statistics ({shorten(names, 3)}); "
             f"declare what becomes of them: Setup(norm='frozen') or 'per_task' to isolate tasks, "
             f"'shared' for methods that do not."
         )
@@ -199,22 +200,17 @@ def check(setup: Setup, tasks: int) -> None:
         ("annealing", ("paper", "original")),
         ("select", (None, "loss", "accuracy")),
     ):
-        if getattr(setup, name) not in known:
-            raise ValueError(
-                f"Setup: {name} must be one of {', '.join(map(repr, known))}, "
-                f"got {getattr(setup, name)!r}."
-            )
-    masks.check_count("Setup: batch", setup.batch)
+        check_choice(f"Setup: {name}", getattr(setup, name), known)
+    check_count("Setup: batch", setup.batch)
     if setup.patience is not None:
-        masks.check_count("Setup: patience", setup.patience)
-    masks.check_fraction("Setup: least_scale", setup.least_scale)
+        check_count("Setup: patience", setup.patience)
+    check_number("Setup: least_scale", setup.least_scale, least=0, most=1)
     if setup.method.tasks not in (None, tasks):
         raise ValueError(f"The method is made for {setup.method.tasks} tasks, not for {tasks}.")
-    if setup.classes is not None and len(setup.classes) != tasks:
-        raise ValueError(f"Setup: classes has {len(setup.classes)} entries for {tasks} tasks.")
-    known = setup.classes is not None and masks.is_concrete(setup.classes)
-    if known and np.asarray(setup.classes).min() < 1:
-        raise ValueError(f"Setup: classes must be at least 1, got {np.asarray(setup.classes)}.")
+    if setup.classes is not None:
+        if len(setup.classes) != tasks:
+            raise ValueError(f"Setup: classes has {len(setup.classes)} entries for {tasks} tasks.")
+        check_number("Setup: classes", setup.classes, least=1)
     if setup.mixed and setup.classes is None:
         raise ValueError("Setup: mixed training needs classes, the number of each task's classes.")
     if setup.mixed and _has_rows(setup):

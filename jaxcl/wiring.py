@@ -21,6 +21,7 @@ import jax
 import numpy as np
 
 from jaxcl import masks
+from jaxcl._checks import check_pattern, shorten
 from jaxcl._labels import CONST, RAW, RULES, Param, full, heads, inline, live, other, shows, whole
 
 PyTree = Any
@@ -144,7 +145,7 @@ def trace_wiring(
             f"['up'], got {gates!r}; None gates every layer but the last."
         )
     for pattern in gates or ():
-        masks.check_pattern("trace_wiring: gates", pattern)
+        check_pattern("trace_wiring: gates", pattern)
     leaves = {path: tuple(leaf.shape) for path, leaf in masks.leaves_by_path(params).items()}
     jaxpr = jax.make_jaxpr(apply)(params, x).jaxpr
     fresh, values, ops = itertools.count(), {}, []
@@ -178,7 +179,7 @@ def trace_wiring(
 
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in trace.layers):
-            known = masks.shorten(sorted(path for path, shape in leaves.items() if len(shape) > 1))
+            known = shorten(sorted(path for path, shape in leaves.items() if len(shape) > 1))
             raise ValueError(
                 f"trace_wiring: gates={gates} finds no hidden dense or convolution layer for "
                 f"{pattern!r} (the last layer has no gate); the kernels are {known}."
@@ -268,7 +269,7 @@ class _Trace:
 
     def names(self, labels):
         owners = [path for path, units in self.layers.items() if np.isin(units, labels).any()]
-        return masks.shorten([_layer_name(path, self.leaves) for path in owners])
+        return shorten([_layer_name(path, self.leaves) for path in owners])
 
     def listed(self, labels, most=6):
         """The first units of a vector, each by its layer and its number within it."""
@@ -344,4 +345,4 @@ def _layer_name(path, leaves):
 
 def _nearest(name, known):
     close = difflib.get_close_matches(name, list(known), cutoff=0.5)
-    return f"; the nearest are {masks.shorten(close)}" if close else ""
+    return f"; the nearest are {shorten(close)}" if close else ""

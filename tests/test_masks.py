@@ -59,11 +59,6 @@ def test_by_path_errors_name_the_leaf_or_the_pattern(rules, words):
         masks.by_path(PARAMS, rules)
 
 
-def test_a_list_of_names_is_cut_in_messages():
-    assert masks.shorten([str(i) for i in range(5)], most=3) == "'0', '1', '2' and 2 more"
-    assert masks.shorten(["a"]) == "'a'"
-
-
 # Prefix trees
 
 
@@ -256,13 +251,13 @@ def test_a_traced_fraction_compiles_once():
 
 @pytest.mark.parametrize("fraction", [-0.1, 1.5, np.nan])
 def test_a_share_outside_0_to_1_is_an_error(fraction):
-    with pytest.raises(ValueError, match=r"fraction must be in \[0, 1\]"):
+    with pytest.raises(ValueError, match=r"fraction must be (finite|at least 0|at most 1), got"):
         masks.smallest_fraction(jnp.ones(3), fraction)
 
 
 @pytest.mark.parametrize("option", ["ties", "scope"])
 def test_unknown_options_are_errors(option):
-    with pytest.raises(ValueError, match=f"{option} must be .* got 'some'"):
+    with pytest.raises(ValueError, match=f"{option} must be one of .* got 'some'"):
         masks.smallest_fraction(jnp.ones(3), 0.5, **{option: "some"})
 
 

@@ -468,11 +468,11 @@ def test_254_tasks_fit_the_owners():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"tasks": 0}, "packnet: tasks must be a whole number of at least 1, got 0"),
-        ({"tasks": 2.5}, "packnet: tasks must be a whole number of at least 1, got 2.5"),
-        ({"tasks": 255}, "tasks must be 1 to 254.*got 255"),
-        ({"tasks": 2, "prune": 1.5}, r"prune must be in \[0, 1\], got 1.5"),
-        ({"tasks": 2, "prune": [0.5, -0.5]}, r"prune must be in \[0, 1\]"),
+        ({"tasks": 0}, "packnet: tasks must be a whole number from 1 to 254, got 0"),
+        ({"tasks": 2.5}, "packnet: tasks must be a whole number from 1 to 254, got 2.5"),
+        ({"tasks": 255}, "tasks must be a whole number from 1 to 254, got 255"),
+        ({"tasks": 2, "prune": 1.5}, "prune must be at most 1, got 1.5"),
+        ({"tasks": 2, "prune": [0.5, -0.5]}, "prune must be at least 0, got"),
         ({"tasks": 2, "prune": [0.5]}, "one share for each of 2 tasks, got 1"),
         ({"tasks": 2, "prune": "evenly"}, "or 'equal', got 'evenly'"),
         (
@@ -481,9 +481,9 @@ def test_254_tasks_fit_the_owners():
         ),
         ({"tasks": 2, "prune": 0.0}, "task 1 gives up no weight"),
         ({"tasks": 2, "reinit_free": "ones"}, "reinit_free must be .* got 'ones'"),
-        ({"tasks": 2, "prune": np.nan}, r"prune must be in \[0, 1\], got nan"),
-        ({"tasks": 2, "ties": "none"}, "ties must be 'exact' or 'original', got 'none'"),
-        ({"tasks": 2, "scope": "layer"}, "scope must be 'leaf' or 'global', got 'layer'"),
+        ({"tasks": 2, "prune": np.nan}, "prune must be finite, got nan"),
+        ({"tasks": 2, "ties": "none"}, "ties must be one of 'exact', 'original', got 'none'"),
+        ({"tasks": 2, "scope": "layer"}, "scope must be one of 'leaf', 'global', got 'layer'"),
         ({"tasks": 2, "heads": "("}, r"packnet: heads must be a regular expression, got '\('"),
     ],
 )
@@ -824,13 +824,16 @@ def test_hard_gates_are_0_or_1_in_evaluation_and_soft_in_training():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"s_max": 1.0}, "hat: s_max must be finite and above 1, got 1.0"),
-        ({"s_max": np.inf}, "hat: s_max must be finite and above 1, got inf"),
-        ({"c": -1.0}, "hat: c must be finite and at least 0, got -1.0"),
-        ({"c": np.nan}, "hat: c must be finite and at least 0, got nan"),
+        ({"s_max": 1.0}, "hat: s_max must be above 1, got 1.0"),
+        ({"s_max": np.inf}, "hat: s_max must be finite, got inf"),
+        ({"c": -1.0}, "hat: c must be at least 0, got -1.0"),
+        ({"c": np.nan}, "hat: c must be finite, got nan"),
         ({"tasks": 0}, "hat: tasks must be a whole number of at least 1, got 0"),
-        ({"gradient": "exact"}, "gradient must be one of original, clipped, ideal, got 'exact'"),
-        ({"embedding": "zeros"}, "embedding must be one of normal, uniform, got 'zeros'"),
+        (
+            {"gradient": "exact"},
+            "gradient must be one of 'original', 'clipped', 'ideal', got 'exact'",
+        ),
+        ({"embedding": "zeros"}, "embedding must be one of 'normal', 'uniform', got 'zeros'"),
     ],
 )
 def test_hat_errors(options, words):
@@ -842,7 +845,7 @@ def test_hat_errors(options, words):
 def test_gate_refuses_an_unknown_gradient(transform):
     s = jnp.float32(400)
     gate = transform(lambda e: jaxcl.gate(e, s, s, "originl"))
-    with pytest.raises(ValueError, match=r"gate: gradient must be one of original.*'originl'"):
+    with pytest.raises(ValueError, match=r"gate: gradient must be one of 'original'.*'originl'"):
         gate(jnp.float32(0.1))
 
 

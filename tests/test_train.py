@@ -353,7 +353,7 @@ def test_pnn_starts_from_a_trunk_with_running_statistics():
         ({"batch": 0}, "Setup: batch must be a whole number of at least 1, got 0"),
         ({"batch": 2.5}, "Setup: batch must be a whole number of at least 1, got 2.5"),
         ({"patience": 0}, "Setup: patience must be a whole number of at least 1, got 0"),
-        ({"least_scale": -0.1}, r"Setup: least_scale must be in \[0, 1\], got -0.1"),
+        ({"least_scale": -0.1}, "Setup: least_scale must be at least 0, got -0.1"),
         ({"annealing": "linear"}, "annealing must be one of 'paper', 'original', got 'linear'"),
         ({"select": "f1"}, "select must be one of None, 'loss', 'accuracy', got 'f1'"),
         ({"norm": "none"}, "norm must be one of None, 'shared', .* got 'none'"),
