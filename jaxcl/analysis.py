@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
+from jaxcl._checks import load_extra
 from jaxcl._hat import overlap
 from jaxcl._model import Model
 from jaxcl._pnn import apply_lateral
@@ -294,41 +295,14 @@ def plot(
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    from jaxcl import report
+    load_extra("matplotlib")
+    from jaxcl import _figures
 
-    matplotlib = report._extra("matplotlib")
-    panels = {title: 100 * np.asarray(values, np.float64) for title, values in shares.items()}
+    panels = {title: np.asarray(values, np.float64) for title, values in shares.items()}
     rows, width = next(iter(panels.values())).shape
     columns = columns or [str(k + 1) for k in range(width)]
     layers = layers or [str(i + 1) for i in range(rows)]
-    folder, paths = Path(folder), []
-    folder.mkdir(parents=True, exist_ok=True)
-    shades = report._extra("matplotlib.colors").ListedColormap(
-        report._extra("matplotlib").colormaps["YlGnBu"](np.linspace(0.02, 0.72, 256))
-    )
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()  # a user's style does not change the plots
-        matplotlib.rcParams.update(report._STYLE)
-        size = (len(panels) * max(1.4, 0.75 * width) + 0.7, 0.45 * rows + 0.9)
-        figure = report._extra("matplotlib.figure").Figure(figsize=size, layout="compressed")
-        axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-        for ax, (title, values) in zip(axes, panels.items(), strict=True):
-            ax.pcolormesh(values, cmap=shades, vmin=0, vmax=100, edgecolors="white", linewidth=1)
-            for (i, k), value in np.ndenumerate(values):
-                color = "white" if value > 80 else "#222222"
-                style = {"ha": "center", "va": "center_baseline", "fontsize": 7}
-                ax.text(k + 0.5, i + 0.5, f"{value:.0f}", color=color, **style)
-            ax.set_title(title, weight="bold", color="#0b66ad")
-            ax.spines[:].set_visible(False)
-            ax.tick_params(length=0, labelsize=7.5)
-            ax.set_xticks(np.arange(width) + 0.5, columns)
-            ax.set_yticks(np.arange(rows) + 0.5, layers)
-        report._name_axes(figure, "share of each column (%)", "hidden layer")
-        for kind in ("svg", "png"):
-            paths.append(folder / f"{name}.{kind}")
-            metadata = {"Date": None} if kind == "svg" else None
-            figure.savefig(paths[-1], dpi=200, metadata=metadata)
-    return paths
+    return _figures.save(_figures.shares(panels, layers, columns), folder, name)
 
 
 # All columns of a progressive network, with something added to their hidden activations
