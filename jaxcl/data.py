@@ -8,22 +8,19 @@ the device. All is numpy, and the same arguments always give the same arrays.
 """
 
 import difflib
-import hashlib
-import importlib
 import os
-import uuid
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcl import _tfds
+from jaxcl._checks import check_count, load_extra
+
 MAX_TASKS = 254  # a task's number must fit one byte, of which two values are taken
 _PARTS = ("train", "val", "test")
-_RECIPE = "tfds.builder({!r}, data_dir={!r}).download_and_prepare(file_format='array_record')"
-_ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
 class Split(NamedTuple):
@@ -78,21 +75,21 @@ def from_arrays(
     """Makes a benchmark of your own arrays.
 
     Args:
-      name: what reports call it.
-      tasks: for each task either the pair (x, y), which is divided 60/20/20 class by class, or
-        three such pairs (train, val, test). x [N, ...] uint8 or floating point, y [N] integers
-        from 0 within the task.
-      classes: how many classes a task has; None counts them in each task's training labels.
-      mean: mean of x / scale; one number, or one for each entry of x's last axis.
-      std: standard deviation of x / scale, likewise.
-      scale: what x is divided by; None means 255 for uint8 and 1 for floats.
-      seed: for the division of pairs.
+        name: what reports call it.
+        tasks: for each task either the pair (x, y), which is divided 60/20/20 class by class, or
+            three such pairs (train, val, test). x [N, ...] uint8 or floating point, y [N] integers
+            from 0 within the task.
+        classes: how many classes a task has; None counts them in each task's training labels.
+        mean: mean of x / scale; one number, or one for each entry of x's last axis.
+        std: standard deviation of x / scale, likewise.
+        scale: what x is divided by; None means 255 for uint8 and 1 for floats.
+        seed: for the division of pairs.
 
     Returns:
-      The benchmark, checked.
+        The benchmark, checked.
 
     Raises:
-      ValueError: an array is not as said above; the sentence names the task and the split.
+        ValueError: an array is not as said above; the sentence names the task and the split.
 
     >>> x, y = np.arange(12, dtype=np.uint8).reshape(6, 2), [0, 0, 0, 1, 1, 1]
     >>> from_arrays("mine", [(x, y)]).tasks[0].train.x.shape
@@ -107,7 +104,7 @@ def from_arrays(
             task = [(x[rows], y[rows]) for rows in (train, val, test)]
         if len(task) != 3:
             raise ValueError(
-                f"{where}: expected (x, y) or (train, val, test), got {len(task)} items"
+                f"{where}: expected (x, y) or (train, val, test), got {len(task)} items."
             )
         pairs = zip(_PARTS, task, strict=True)
         train, val, test = (_examples(f"{where}, {part}", pair) for part, pair in pairs)
@@ -123,18 +120,18 @@ def check(benchmark: Benchmark) -> Benchmark:
     """Checks all of a benchmark; returns it with float inputs as float32 and labels as int32.
 
     Raises:
-      ValueError: a number of tasks, an array or a normalization that cannot be used, in one
-        sentence that names the task and the split.
+        ValueError: a number of tasks, an array or a normalization that cannot be used, in one
+            sentence that names the task and the split.
     """
     name, shape = benchmark.name, tuple(benchmark.shape)
-    _check_count(name, len(benchmark.tasks))
+    check_count(f"{name}: tasks", len(benchmark.tasks), MAX_TASKS)
     for field in ("mean", "std", "scale"):
         value = np.asarray(getattr(benchmark, field), np.float64)
         low = -np.inf if field == "mean" else 0.0
         if value.shape not in ((), shape[-1:]) or not np.all((low < value) & (value < np.inf)):
             raise ValueError(
                 f"{name}: {field} must be one finite number, or one for each channel of {shape}"
-                f"{'' if field == 'mean' else ', above zero'}, got {getattr(benchmark, field)}"
+                f"{'' if field == 'mean' else ', above zero'}, got {getattr(benchmark, field)}."
             )
     tasks, dtype = [], None
     for index, task in enumerate(benchmark.tasks):
@@ -144,11 +141,11 @@ def check(benchmark: Benchmark) -> Benchmark:
             x, y = _examples(where, pair)
             dtype = x.dtype if dtype is None else dtype
             if y.max() >= task.classes:
-                raise ValueError(f"{where}: label {y.max()} in a task of {task.classes} classes")
+                raise ValueError(f"{where}: label {y.max()} in a task of {task.classes} classes.")
             if x.shape[1:] != shape:
-                raise ValueError(f"{where}: x has shape {x.shape[1:]}, expected {shape}")
+                raise ValueError(f"{where}: x has shape {x.shape[1:]}, expected {shape}.")
             if x.dtype != dtype:
-                raise ValueError(f"{where}: x is {x.dtype}, but {dtype} in the first task")
+                raise ValueError(f"{where}: x is {x.dtype}, but {dtype} in the first task.")
             splits.append(Split(x, y))
         train, val, test = splits
         tasks.append(Task(train, val, test, task.classes))
@@ -159,10 +156,11 @@ def split(benchmark: Benchmark, tasks: int) -> Benchmark:
     """Splits a one-task benchmark by class: task t has the t-th share, labelled from 0 again."""
     base = _only_task(benchmark)
     counts = [n for n in range(1, base.classes // 2 + 1) if base.classes % n == 0]
-    if _check_count(benchmark.name, tasks) not in counts:
+    check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
+    if tasks not in counts:
         raise ValueError(
             f"split {benchmark.name}: tasks must share its {base.classes} classes equally, two or "
-            f"more each, so be one of {counts}, got {tasks}"
+            f"more each, so be one of {counts}, got {tasks}."
         )
     size = base.classes // tasks
 
@@ -184,16 +182,17 @@ def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
     not depend on how many tasks there are. Every further task holds its own copy of the data.
     """
     base = _only_task(benchmark)
+    check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
     pixels = int(np.prod(benchmark.shape[:-1] or benchmark.shape))
     if len(benchmark.shape) == 1 and np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
-        raise ValueError(f"{benchmark.name}: mean and std of each pixel do not fit permuted pixels")
+        raise ValueError(f"{benchmark.name}: mean and std of a pixel do not fit permuted pixels.")
 
     def reorder(part: Split, order: np.ndarray) -> Split:
         x = part.x.reshape(len(part.x), pixels, -1)
         return Split(np.take(x, order, axis=1).reshape(part.x.shape), part.y)
 
     made = [base]
-    for task in range(1, _check_count(benchmark.name, tasks)):
+    for task in range(1, tasks):
         order = np.random.default_rng([seed, task]).permutation(pixels)
         train, val, test = (reorder(part, order) for part in base[:3])
         made.append(Task(train, val, test, base.classes))
@@ -202,7 +201,7 @@ def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
 
 def digits(*, seed: int = 0, flat: bool = True) -> Benchmark:
     """scikit-learn's 1,797 digits, 0 to 16, [64] or [8, 8, 1]; train/val/test 60/20/20."""
-    images, y = _import("sklearn.datasets").load_digits(return_X_y=True)
+    images, y = load_extra("sklearn.datasets").load_digits(return_X_y=True)
     x = images.astype(np.uint8).reshape(len(y), *((64,) if flat else (8, 8, 1)))
     return from_arrays("digits", [(x, y)], mean=0.3053, std=0.3760, scale=16.0, seed=seed)
 
@@ -280,25 +279,25 @@ def load(
     """Makes the sequence of that name.
 
     Args:
-      name: a key of `BENCHMARKS`.
-      tasks: number of tasks; None for the usual one.
-      data_dir: folder of tensorflow-datasets; None for TFDS_DATA_DIR, else ~/tensorflow_datasets.
-        (The digits need none.)
-      seed: for the division into train, val and test and for the permutations.
-      flat: True for vectors, False for images; None for the usual one.
+        name: a key of `BENCHMARKS`.
+        tasks: number of tasks; None for the usual one.
+        data_dir: folder of tensorflow-datasets; None for TFDS_DATA_DIR, else ~/tensorflow_datasets.
+            (The digits need none.)
+        seed: for the division into train, val and test and for the permutations.
+        flat: True for vectors, False for images; None for the usual one.
 
     Raises:
-      ValueError: unknown name, an impossible number of tasks, an option that the benchmark does
-        not have, or a data set that is not prepared.
-      ImportError: tensorflow-datasets or scikit-learn is missing.
+        ValueError: unknown name, an impossible number of tasks, an option that the benchmark does
+            not have, or a data set that is not prepared.
+        ImportError: tensorflow-datasets or scikit-learn is missing.
     """
     if name not in BENCHMARKS:
         near = difflib.get_close_matches(str(name), BENCHMARKS, n=3, cutoff=0.0)
-        raise ValueError(f"unknown benchmark {name!r}; the nearest names are {', '.join(near)}")
+        raise ValueError(f"unknown benchmark {name!r}; the nearest names are {', '.join(near)}.")
     if tasks is not None:
-        _check_count(name, tasks)  # before any data is read
+        check_count(f"{name}: tasks", tasks, MAX_TASKS)  # before any data is read
     if name.endswith("cifar100") and flat:
-        raise ValueError(f"{name} has images only: flat cannot be True")
+        raise ValueError(f"{name} has images only: flat cannot be True.")
     options = {"tasks": tasks, "seed": seed}
     if not name.endswith("digits"):
         options["data_dir"] = data_dir
@@ -307,17 +306,9 @@ def load(
     return BENCHMARKS[name](**{key: value for key, value in options.items() if value is not None})
 
 
-def _check_count(name: str, tasks: int) -> int:
-    if isinstance(tasks, bool) or not isinstance(tasks, (int, np.integer)):
-        raise ValueError(f"{name}: tasks must be an integer, got {tasks!r}")
-    if not 1 <= tasks <= MAX_TASKS:
-        raise ValueError(f"{name}: expected 1 to {MAX_TASKS} tasks, got {tasks}")
-    return int(tasks)
-
-
 def _only_task(benchmark: Benchmark) -> Task:
     if len(benchmark.tasks) != 1:
-        raise ValueError(f"{benchmark.name}: expected one task, got {len(benchmark.tasks)}")
+        raise ValueError(f"{benchmark.name}: expected one task, got {len(benchmark.tasks)}.")
     return benchmark.tasks[0]
 
 
@@ -327,22 +318,22 @@ def _examples(where: str, pair: Sequence) -> Split:
         x, y = pair
         x, y = np.asarray(x), np.asarray(y)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: expected a pair of arrays (x, y): {error}") from error
+        raise ValueError(f"{where}: expected a pair of arrays (x, y): {error}.") from error
     if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"{where}: x must be uint8 or floating point, got {x.dtype}")
+        raise ValueError(f"{where}: x must be uint8 or floating point, got {x.dtype}.")
     if y.dtype.kind not in "iu":
-        raise ValueError(f"{where}: labels must be integers, got {y.dtype}")
+        raise ValueError(f"{where}: labels must be integers, got {y.dtype}.")
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
-        raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}")
+        raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
     if x.size == 0:
-        raise ValueError(f"{where}: x is empty, its shape is {x.shape}")
+        raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
     if x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
-            raise ValueError(f"{where}: x holds NaN or infinite values (as float32)")
+            raise ValueError(f"{where}: x holds NaN or infinite values (as float32).")
     if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
-        raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}")
+        raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}.")
     return Split(x, y.astype(np.int32, copy=False))
 
 
@@ -355,108 +346,18 @@ def _stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) 
         sizes = [max(1, round(fraction * len(rows))) for fraction in fractions]
         if sum(sizes) >= len(rows):
             raise ValueError(
-                f"{where}: class {label} has {len(rows)} examples, too few for {len(parts)} parts"
+                f"{where}: class {label} has {len(rows)} examples, too few for {len(parts)} parts."
             )
         for part, chosen in zip(parts, np.split(rows, np.cumsum(sizes)), strict=True):
             part.append(chosen)
     return [np.sort(np.concatenate(part)) for part in parts]
 
 
-def _import(module: str, remedy: str = 'pip install "jaxcl[experiments]"'):
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise ImportError(f"{module} cannot be imported ({error}): {remedy}") from error
-
-
 def _prepared(name, mean, std, data_dir, seed, flat) -> Benchmark:
     """One task from a set that tensorflow-datasets has prepared."""
-    x, y, x_test, y_test = _read(name, data_dir)
+    x, y, x_test, y_test = _tfds.read(name, data_dir)
     if flat:
         x, x_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
     val, train = _stratify(f"{name}, train", y, (0.1,), seed)
     task = (x[train], y[train]), (x[val], y[val]), (x_test, y_test)
     return from_arrays(name, [task], mean=mean, std=std)
-
-
-def _read(name: str, data_dir: str | os.PathLike | None) -> tuple[np.ndarray, ...]:
-    """The arrays of a prepared set, decoded once and then kept in a cache file."""
-    folder = _folder(name, data_dir)
-    digest = hashlib.sha256((folder / "dataset_info.json").read_bytes()).hexdigest()[:12]
-    user = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxcl"
-    paths = [at / f"jaxcl-{name}-{folder.name}-{digest}.npz" for at in (folder, user)]
-    for path in paths:
-        try:
-            with open(path, "rb") as file, np.load(file) as stored:
-                return tuple(stored[key] for key in _ARRAYS)
-        except Exception:  # absent, partial or broken (zip keeps checksums): decode again
-            continue
-    arrays = _decode(name, folder)
-    for path in paths:
-        try:
-            _save(path, arrays)
-            break
-        except OSError:  # not writable: try the next, and do without at last
-            continue
-    return arrays
-
-
-def _folder(name: str, data_dir: str | os.PathLike | None) -> Path:
-    """The newest prepared version of a set."""
-    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    root = Path(root).expanduser().absolute()
-    found = {}
-    for info in root.glob(f"{name}/*/dataset_info.json"):
-        numbers = info.parent.name.split(".")
-        if all(number.isdecimal() for number in numbers):
-            found[tuple(map(int, numbers))] = info.parent
-    if found:
-        return found[max(found)]
-    _import("tensorflow_datasets")
-    raise ValueError(
-        f"{name} is not prepared in {root / name}; prepare it once (this needs a network and "
-        f"TensorFlow) by: import tensorflow_datasets as tfds; {_RECIPE.format(name, str(root))}"
-    )
-
-
-def _decode(name: str, folder: Path) -> tuple[np.ndarray, ...]:
-    """Reads all records: array_record without TensorFlow, tfrecord with it."""
-    tfds = _import("tensorflow_datasets")
-    builder = tfds.builder_from_directory(folder)
-    arrays = []
-    for part in ("train", "test"):
-        try:
-            source = builder.as_data_source(part)
-            x = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
-            y = np.empty(len(source), np.int32)
-            for start in range(0, len(y), 1024):
-                rows = range(start, min(start + 1024, len(y)))
-                records = source.__getitems__(list(rows))
-                x[rows] = [record["image"] for record in records]
-                y[rows] = [record["label"] for record in records]
-        except NotImplementedError:  # tfrecord files cannot be read by number
-            recipe = _RECIPE.format(name, "ANOTHER_FOLDER")
-            remedy = f"the tfrecord files in {folder} need TensorFlow; install it, or prepare the "
-            _import("tensorflow", f"{remedy} set once more by {recipe}")
-            records = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1))
-            x, y = records["image"], records["label"].astype(np.int32)
-        except RuntimeError as error:
-            raise ValueError(
-                f"{name} in {folder} is damaged ({error}): delete that folder, prepare it again"
-            ) from error
-        arrays += [x, y]
-    return tuple(arrays)
-
-
-def _save(path: Path, arrays: Sequence[np.ndarray]) -> None:
-    """Writes the cache file whole or not at all; a folder marked read-only stays untouched."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if not path.parent.stat().st_mode & 0o222:  # root could write there nevertheless
-        raise PermissionError(path)
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "wb") as file:
-            np.savez(file, **dict(zip(_ARRAYS, arrays, strict=True)))
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
