@@ -32,10 +32,11 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 from jax.extend.core import jaxprs_in_params
+from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxcl import data, masks, recipes, study, train
+from jaxcl import _figures, data, masks, recipes, study, train
 
 METHODS = ("finetune", "packnet", "hat", "pnn")
 NETWORKS = {
@@ -123,7 +124,8 @@ def main(config: Config) -> None:
         results[part] = rows
         out.write_text(json.dumps(results, indent=1) + "\n")
     if "growth" in results:
-        plot_growth(results["growth"], out.with_name(f"{out.stem}-growth.svg"))
+        figure = growth_figure(results["growth"])
+        _figures.save(figure, out.parent, f"{out.stem}-growth")
     CONSOLE.print(f"The numbers are in {out}.")
 
 
@@ -254,10 +256,9 @@ def growth(config: Config) -> list[dict]:
     return rows
 
 
-def plot_growth(rows: list[dict], path: Path) -> None:
+@_figures.style()
+def growth_figure(rows: list[dict]) -> Figure:
     """Seconds to the end of each task of the longest sequence of each kind."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
     longest = {}
@@ -273,9 +274,8 @@ def plot_growth(rows: list[dict], path: Path) -> None:
     axes.set_xlabel("tasks learned")
     axes.set_ylabel("seconds, compilation included")
     axes.set_yscale("log")
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    return figure
 
 
 def memory(config: Config) -> list[dict]:

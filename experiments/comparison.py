@@ -16,6 +16,7 @@ import jax
 import numpy as np
 
 from jaxcl import data, masks, metrics, recipes, study
+from jaxcl._text import markdown, percent, plus_minus
 
 METHODS = ("finetune", "joint", "pnn", "hat", "packnet")
 SEEDS = range(4)
@@ -65,16 +66,47 @@ def train(method: str, benchmark: data.Benchmark, options: recipes.Options) -> d
     }
 
 
-def interval(values: np.ndarray) -> str:
-    """Mean and 95 % interval over seeds, in percent."""
-    mean, half = metrics.confidence_interval(values)
-    return f"{100 * mean:.1f} ± {100 * half:.1f}"
-
-
 def forgetting(accuracy: np.ndarray) -> np.ndarray:
     """Of each seed; a task counts from the end of its own training on."""
     learned = np.tri(accuracy.shape[-1], dtype=bool)
     return metrics.forgetting(np.where(learned, accuracy, np.nan))
+
+
+def page(roomy: dict[str, dict], crowded: dict[str, dict]) -> str:
+    """The template with its tables."""
+    interval = metrics.confidence_interval
+    header = ["method", "accuracy, %", "forgetting, points", "parameters", "extra bytes"]
+    protection = [[*header, "inference, µs"]]
+    for method, r in roomy.items():
+        protection.append([
+            method,
+            plus_minus(interval(metrics.average_accuracy(r["accuracy"]))),
+            plus_minus(interval(forgetting(r["accuracy"]))),
+            f"{r['parameters']:,}",
+            f"{r['extra_bytes']:,}",
+            " / ".join(f"{value:.2f}" for value in r["microseconds"].values()),
+        ])  # fmt: skip
+    tasks = (1, 2, 3, 5, 7, 10)
+    shares = [["method", *tasks]]
+    for method in ("hat", "packnet"):
+        used = roomy[method]["capacity"].mean(0)
+        shares.append([method, *(percent(used[task - 1], 0) for task in tasks)])
+    tasks = (1, 5, 10, 15, 20)
+    header = ["method", "task 1", *tasks[1:], "in use after 10 / 20, %", "forgetting, points"]
+    full = [header]
+    for method, r in crowded.items():
+        learned = np.diagonal(r["accuracy"], axis1=1, axis2=2).mean(0)
+        used = r["capacity"].mean(0)
+        full.append([
+            method,
+            *(percent(learned[task - 1]) for task in tasks),
+            f"{percent(used[9], 0)} / {percent(used[19], 0)}",
+            plus_minus(interval(forgetting(r["accuracy"]))),
+        ])  # fmt: skip
+    text = (HERE / "comparison.template.md").read_text()
+    for name, (head, *rows) in (("ROOMY", protection), ("SHARES", shares), ("CROWDED", full)):
+        text = text.replace(f"@{name}@", markdown(head, rows))
+    return text
 
 
 def main() -> None:
@@ -83,40 +115,14 @@ def main() -> None:
     roomy_tasks, crowded_tasks = data.permuted_digits(10), data.permuted_digits(20)
     roomy = {method: train(method, roomy_tasks, ROOMY) for method in METHODS}
     crowded = {method: train(method, crowded_tasks, CROWDED) for method in METHODS[2:]}
-    page = (HERE / "comparison.template.md").read_text()
-    rows = []
-    for method, r in roomy.items():
-        times = " / ".join(f"{value:.2f}" for value in r["microseconds"].values())
-        rows.append(
-            f"| {method} | {interval(metrics.average_accuracy(r['accuracy']))} "
-            f"| {interval(forgetting(r['accuracy']))} | {r['parameters']:,} "
-            f"| {r['extra_bytes']:,} | {times} |"
-        )
-    shares = [
-        f"| {method} | "
-        + " | ".join(f"{100 * r['capacity'].mean(0)[t]:.0f}" for t in (0, 1, 2, 4, 6, 9))
-        + " |"
-        for method, r in roomy.items()
-        if method in ("hat", "packnet")
-    ]
-    full = []
-    for method, r in crowded.items():
-        learned = np.diagonal(r["accuracy"], axis1=1, axis2=2).mean(0)
-        full.append(
-            f"| {method} | "
-            + " | ".join(f"{100 * learned[t]:.1f}" for t in (0, 4, 9, 14, 19))
-            + f" | {100 * r['capacity'].mean(0)[9]:.0f} / {100 * r['capacity'].mean(0)[19]:.0f} "
-            + f"| {interval(forgetting(r['accuracy']))} |"
-        )
-    for name, lines in (("ROOMY", rows), ("SHARES", shares), ("CROWDED", full)):
-        page = page.replace(f"@{name}@", "\n".join(lines))
-    (HERE / "comparison.md").write_text(page)
+    text = page(roomy, crowded)
+    (HERE / "comparison.md").write_text(text)
     numbers = {"roomy": roomy, "crowded": crowded, "device": jax.devices()[0].device_kind}
     (HERE / "results").mkdir(exist_ok=True)
     (HERE / "results" / "comparison.json").write_text(
         json.dumps(numbers, default=lambda array: array.tolist()) + "\n"
     )
-    print(page)
+    print(text)
 
 
 if __name__ == "__main__":

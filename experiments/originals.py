@@ -23,7 +23,9 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxcl
-from jaxcl import data, metrics, models, replicas, study, train
+from jaxcl import _figures, data, metrics, models, replicas, study, train
+from jaxcl._text import markdown, percent, plus_minus
+from jaxcl.metrics import confidence_interval as interval
 
 SEEDS, TASKS, HIDDEN = range(10), 5, (400, 400)
 HAT = {"s_max": 400.0, "c": 0.75, "embedding": "normal"}
@@ -117,12 +119,6 @@ def measure(setup: train.Setup, benchmark: data.Benchmark, seeds, epochs) -> dic
     return results if overlap is None else results | {"reuse": metrics.reuse(overlap)}
 
 
-def interval(values: np.ndarray, digits: int = 2) -> str:
-    """Mean and 95 % interval over seeds, in percent."""
-    mean, half = (100 * value for value in metrics.confidence_interval(values))
-    return f"{mean:.{digits}f} ± {half:.{digits}f}"
-
-
 def cells(name: str, r: dict) -> list[str]:
     """A row of the table; tasks count from the end of their own training on."""
     learned = np.tri(TASKS, dtype=bool)
@@ -130,21 +126,15 @@ def cells(name: str, r: dict) -> list[str]:
     drift = np.nanmax(abs(loss - np.diagonal(loss, axis1=1, axis2=2)[:, None]))
     return [
         name,
-        interval(metrics.average_accuracy(accuracy)),
+        plus_minus(interval(metrics.average_accuracy(accuracy)), 2),
         f"{REFERENCE[name.split(',')[0]]:.2f}",
-        interval(metrics.forgetting(accuracy), 3),
+        plus_minus(interval(metrics.forgetting(accuracy)), 3),
         "0" if drift == 0 else f"{drift:.1e}",
-        " / ".join(f"{100 * share:.1f}" for share in r["capacity"].mean(0)),
+        " / ".join(percent(share) for share in r["capacity"].mean(0)),
     ]
 
 
-def markdown(rows: list[list[str]]) -> str:
-    """Rows of cells as a table, the first one its header."""
-    header, *rest = rows
-    lines = [header, [":--"] + ["--:"] * (len(header) - 1), *rest]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
-
-
+@_figures.style()
 def plot(results: dict[str, dict]) -> None:
     """Share of the network in use after each task: mean over seeds."""
     figure = Figure(figsize=(5.4, 3), layout="constrained")
@@ -157,10 +147,8 @@ def plot(results: dict[str, dict]) -> None:
     ax.set_ylabel("weights in use (%)")
     ax.set_xticks(range(1, TASKS + 1))
     ax.set_ylim(0, 102)
-    ax.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    figure.savefig(OUT / "capacity.svg", metadata={"Date": None})
-    figure.savefig(OUT / "capacity.png", dpi=200)
+    _figures.save(figure, OUT, "capacity")
 
 
 def main() -> None:
@@ -171,41 +159,41 @@ def main() -> None:
     for name, setup in ROWS.items():
         epochs = HAT_EPOCHS if name.startswith("HAT") else PACKNET_EPOCHS
         results[name] = measure(setup(split), split, SEEDS, epochs)
-    OUT.mkdir(parents=True, exist_ok=True)
     plot(results)
 
     header = ["method", "accuracy, %", "original's, %", "forgetting, points"]
     header += ["largest change of a loss", "in use after each task, %"]
     page = [
-        "# HAT and PackNet on split MNIST, beside their originals\n",
-        markdown([header, *(cells(name, r) for name, r in results.items())]),
+        "# HAT and PackNet on split MNIST, beside their originals",
+        markdown(header, (cells(name, r) for name, r in results.items())),
         f"Mean and 95 % interval over {len(SEEDS)} seeds. Change of a loss: of any task's on its "
         "test set, in any seed, from the end of its own training on. In use: HAT counts weights "
         "between attended units, PackNet owned weights; its last task gets all that are left. "
         "HAT has its original's settings. Step size, batch and share of the PackNet that gave "
-        "99.60 % are not recorded, so four rows stand for it; none is chosen by validation.\n",
-        "![Weights in use](capacity.svg)\n",
-        "Share of a task's weights (row) that another (column) uses too, %:\n",
+        "99.60 % are not recorded, so four rows stand for it; none is chosen by validation.",
+        "![Weights in use](capacity.svg)",
+        "Share of a task's weights (row) that another (column) uses too, %:",
     ]
     for name in PLOTTED:
         if "reuse" in results[name]:
-            shares = 100 * results[name]["reuse"].mean(0)
-            lines = [[str(i + 1), *(f"{v:.0f}" for v in row)] for i, row in enumerate(shares)]
-            page.append(markdown([[name, *(str(t + 1) for t in range(TASKS))], *lines]))
+            tasks, shares = range(1, TASKS + 1), results[name]["reuse"].mean(0)
+            rows = ([task, *(percent(v, 0) for v in row)] for task, row in zip(tasks, shares))
+            page.append(markdown([name, *tasks], rows))
 
-    lines = [["one task, all ten digits", "accuracy, %", "weights used, %"]]
+    rows = []
     for name, dropout in (("HAT", True), ("HAT, no dropout", False)):
         setup = hat(digits, dropout, COMPRESSION, hard=True)
         r = measure(setup, digits, COMPRESSION_SEEDS, COMPRESSION_EPOCHS)
         results[f"compression: {name}"] = r
-        lines.append([name, *(interval(r[key].ravel()) for key in ("accuracy", "capacity"))])
+        intervals = (interval(r[key].ravel()) for key in ("accuracy", "capacity"))
+        rows.append([name, *(plus_minus(each, 2) for each in intervals)])
     page += [
         f"Compression: c = 1.5, embeddings from U(0, 2), {COMPRESSION_EPOCHS[0]} epochs, "
         f"{len(COMPRESSION_SEEDS)} seeds. The paper's 1 % on MNIST is that of a convolutional "
-        "network of 7.1 million weights in up to 200 epochs.\n",
-        markdown(lines),
+        "network of 7.1 million weights in up to 200 epochs.",
+        markdown(["one task, all ten digits", "accuracy, %", "weights used, %"], rows),
     ]
-    text = "\n".join(page)
+    text = "\n\n".join(page) + "\n"
     print(text)
     (OUT / "table.md").write_text(text, encoding="utf-8")
     numbers = {"device": jax.devices()[0].device_kind, "reference": REFERENCE, "rows": results}

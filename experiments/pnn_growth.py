@@ -24,7 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxcl
-from jaxcl import masks, models
+from jaxcl import _figures, masks, models
+from jaxcl._text import markdown
 
 MEASURES = {  # its title, and its unit over that of the title
     "parameters": ("parameters (millions)", 1e-6),
@@ -95,6 +96,7 @@ def measure(settings: Settings) -> dict[str, dict[str, list]]:
     return results
 
 
+@_figures.style()
 def plot(results: dict, settings: Settings) -> None:
     """One panel for each measure, one line for each kind of lateral."""
     figure = Figure(figsize=(8, 2.6), layout="constrained")
@@ -102,19 +104,16 @@ def plot(results: dict, settings: Settings) -> None:
         for lateral, color in COLORS.items():
             values = [factor * value for value in results[lateral][name]]
             ax.plot(range(1, len(values) + 1), values, "o-", ms=3, color=color, label=lateral)
-        ax.set_title(title, loc="left", fontsize=9)
+        ax.set_title(title)
         ax.set_xticks(range(1, settings.columns + 1))
-        ax.spines[["top", "right"]].set_visible(False)
         ax.set_ylim(bottom=0)
     ax.legend(title="laterals", frameon=False, fontsize=8, title_fontsize=8)
     figure.supxlabel("columns", fontsize=9)
-    for kind in ("svg", "png"):
-        figure.savefig(settings.out / f"growth.{kind}", dpi=200)
+    _figures.save(figure, settings.out, "growth")
 
 
 def main(settings: Settings) -> None:
     """Measures, prints the table, and writes it with all numbers and the plot."""
-    settings.out.mkdir(parents=True, exist_ok=True)
     results, rows = measure(settings), []
     plot(results, settings)
     for k in range(settings.columns):
@@ -129,9 +128,8 @@ def main(settings: Settings) -> None:
     for row in rows:
         table.add_row(*row)
     Console().print(table)
-    lines = [header, ["--:"] * len(header), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    (settings.out / "table.md").write_text(f"{text}\n\n{note}\n", encoding="utf-8")
+    text = f"{markdown(header, rows, left=0)}\n\n{note}\n"
+    (settings.out / "table.md").write_text(text, encoding="utf-8")
     numbers = {"settings": dataclasses.asdict(settings) | {"out": None}, "device": device}
     text = json.dumps(numbers | {"laterals": results})
     (settings.out / "results.json").write_text(text + "\n", encoding="utf-8")

@@ -31,6 +31,7 @@ import optax
 
 import jaxcl
 from jaxcl import analysis, data, masks, metrics, models, replicas, study, train
+from jaxcl._text import markdown, plus_minus
 
 RATES = (0.003, 0.01, 0.03, 0.1)  # of SGD with momentum 0.9
 SOURCE_EXAMPLES, SOURCE_EPOCHS, SOURCE_BATCH = 5000, 5, 32
@@ -208,10 +209,9 @@ def compare(column: models.Model, benchmark: data.Benchmark, seeds: int) -> dict
 def cells(r: dict, scratch: dict) -> tuple[str, str, str]:
     """Transfer score; accuracy; what was chosen."""
     score = metrics.confidence_interval(analysis.transfer_score(r["curve"], scratch["curve"]))
-    accuracy = metrics.confidence_interval(r["accuracy"])
     return (
-        "{:.0f} ± {:.0f}".format(*(100 * value for value in score)),
-        "{:.1f} ± {:.1f}".format(*(100 * value for value in accuracy)),
+        plus_minus(score, 0),
+        plus_minus(metrics.confidence_interval(r["accuracy"])),
         f"{r['rate']:g}; {r['best_rate']:g}, {r['best_epoch']}",
     )
 
@@ -234,14 +234,14 @@ def main() -> None:
         f"Chosen by validation, of rates {RATES} and up to {EPOCHS} epochs: the transfer score's "
         "rate; the accuracy's rate and epochs",
     )
-    page = ["# Transfer to a target of 100 examples\n"]
+    page = ["# Transfer to a target of 100 examples"]
     for i, title in enumerate(titles):
-        lines = [["network", *results], [":--"] + ["--:"] * len(results)]
+        rows = []
         for name in next(iter(results.values())):
-            rows = (cells(found[name], next(iter(found.values())))[i] for found in results.values())
-            lines.append([name, *rows])
-        page += [f"{title}:\n", *(f"| {' | '.join(line)} |" for line in lines), ""]
-    text = "\n".join(page)
+            found = (cells(pair[name], next(iter(pair.values()))) for pair in results.values())
+            rows.append([name, *(cell[i] for cell in found)])
+        page += [f"{title}:", markdown(["network", *results], rows)]
+    text = "\n\n".join(page) + "\n"
     print(text)
     (OUT / "table.md").write_text(text, encoding="utf-8")
     numbers = {"device": jax.devices()[0].device_kind, "pairs": results}
