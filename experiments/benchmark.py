@@ -121,6 +121,10 @@ def main(config: Config) -> None:
         if part in ("rates", "memory", "peers"):  # rows of other networks stay as well
             kept = [r for r in results.get(part, []) if r["network"] not in config.networks]
             rows = kept + rows
+        elif part == "growth":  # and those of other methods and lengths
+            new = {(r["method"], r["tasks"]) for r in rows}
+            kept = [r for r in results.get(part, []) if (r["method"], r["tasks"]) not in new]
+            rows = kept + rows
         results[part] = rows
         out.write_text(json.dumps(results, indent=1) + "\n")
     if "growth" in results:
