@@ -78,13 +78,16 @@ def shapes(path: str | os.PathLike) -> dict[str, Any]:
     """What a checkpoint holds: shape and dtype of each leaf, by path; of a key, those of its data.
 
     Raises:
-        ValueError: if there is no checkpoint at `path`.
+        ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
     """
     path, ocp = _absolute(path), _orbax()
     try:
-        return masks.leaves_by_path(ocp.metadata(path).metadata)
+        found = masks.leaves_by_path(ocp.metadata(path).metadata)
     except (ocp.errors.InvalidLayoutError, FileNotFoundError, NotADirectoryError):
         raise ValueError(f"there is no checkpoint in {path}.") from None
+    if not found:  # orbax passes over metadata that it cannot read
+        raise ValueError(f"the checkpoint in {path} is damaged: it does not say what it holds.")
+    return found
 
 
 def latest(folder: str | os.PathLike, name: str = "task") -> tuple[int, Path] | None:

@@ -182,6 +182,14 @@ def test_damaged(learner, tmp_path):
         checkpoint.restore(tmp_path / "a", shapes(learner))
 
 
+def test_damaged_metadata(tmp_path):
+    checkpoint.save(tmp_path / "a", {"x": jnp.ones(2)})
+    (file,) = (tmp_path / "a").rglob("_METADATA")
+    file.write_text(file.read_text()[:-50])
+    with pytest.raises(ValueError, match=f"in {tmp_path / 'a'} is damaged: it does not say what"):
+        checkpoint.shapes(tmp_path / "a")
+
+
 def test_nothing_half_written(learner, tmp_path, monkeypatch):
     """If saving dies on the way, there is nothing under the final name; the next one succeeds."""
     import asyncio
