@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -89,7 +90,7 @@ def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -
         ValueError: for bad input, or a folder that holds another run.
     """
     run, options = command.run, command.training
-    folder = run.out / (run.name or run.benchmark)
+    folder = run.out.expanduser() / (run.name or run.benchmark)
     with _processes.agreement():
         benchmark = load(run, options)
         settings = {
@@ -169,7 +170,7 @@ def command_line(command) -> str:
             words += [f"--{option}", ",".join(map(str, value))]
         elif value is not None and value != ():
             words += [f"--{option}", str(value)]
-    return " ".join(words)
+    return shlex.join(words)
 
 
 def _part(method, benchmark, command, devices, folder) -> Part:
@@ -240,7 +241,7 @@ def _work(
     where = next(iter(parts.values())).stages[0].layout
     introduce(err, settings, where, cache)
     for about in filter(None, (part.about for part in parts.values())):
-        err.print(about, markup=False, soft_wrap=True)
+        err.print(about, soft_wrap=True)
     methods = {}
     with bars(err) as progress:
         rows = {
@@ -309,7 +310,7 @@ def _train(part: Part, progress: Callable, warn: Callable) -> Record:
         path = part.folder / f"task_{event.task + 1}"
         checkpoint.save(path, record)
         if _processes.leads():
-            for old in set(part.folder.iterdir()) - {path}:
+            for old in set(part.folder.glob("task_*")) - {path}:
                 shutil.rmtree(old)
         if event.task + 1 < tasks:
             warn(event.task + 1, 1 - event.capacity)
@@ -334,8 +335,8 @@ def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) 
 def consoles() -> tuple[Console, Console]:
     """For results and for progress; only one of several processes shows anything."""
     quiet = not _processes.leads()
-    out = Console(soft_wrap=True, highlight=False, quiet=quiet)
-    return out, Console(stderr=True, highlight=False, quiet=quiet)
+    out = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
+    return out, Console(stderr=True, highlight=False, markup=False, quiet=quiet)
 
 
 def introduce(err: Console, settings: dict, where: replicas.Layout, cache: Path | None) -> None:

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 if TYPE_CHECKING:
     from jaxcl.cli import Run
 
-TEXT_BYTES = 4096  # what processes tell each other is cut to this length
+TEXT_BYTES = 1 << 16  # what processes tell each other is cut to this length
 
 
 def check(run: "Run") -> None:

@@ -34,6 +34,8 @@ from jaxcl.study import Study
 if TYPE_CHECKING:
     from jaxcl.cli import Sweep
 
+MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
+
 
 class Outcome(NamedTuple):
     """What a sweep found.
@@ -70,7 +72,7 @@ def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> 
     swept = {name: values[name] for name in SWEPT if len(values[name]) > 1}
     fixed = {name: next(iter(values[name]), None) for name in SWEPT}
     options = Options(**{**values, **fixed})
-    folder = run.out / (run.name or f"sweep_{method}_{run.benchmark}")
+    folder = run.out.expanduser() / (run.name or f"sweep_{method}_{run.benchmark}")
     combinations = list(itertools.product(*swept.values()))
     columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
     with _processes.agreement():
@@ -175,19 +177,19 @@ def _write(outcome: Outcome, settings: dict, seconds, compilations, folder: Path
     rule = ["--:"] * len(header)
     table = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
     title = f"# {settings['method']} on {settings['benchmark']}"
+    figure = _heat_map(outcome)
+    plots = [folder / "heatmap.svg", folder / "heatmap.png"]
+    figure.savefig(plots[0], metadata={"Date": None})
+    figure.savefig(plots[1], dpi=min(200, MOST_PIXELS / max(figure.get_size_inches())))
     files = {
-        "results.json": json.dumps(results, indent=1) + "\n",
         "table.md": f"{title}\n\n{_sentence(outcome)}\n\n{table}\n",
+        "results.json": json.dumps(results, indent=1) + "\n",  # last: it says that all is there
     }
     for name, content in files.items():
         part = folder / f"{name}.part"
         part.write_text(content, encoding="utf-8")
         os.replace(part, folder / name)
-    figure = _heat_map(outcome)
-    plots = [folder / "heatmap.svg", folder / "heatmap.png"]
-    figure.savefig(plots[0], metadata={"Date": None})
-    figure.savefig(plots[1], dpi=200)
-    return [*(folder / name for name in files), *plots]
+    return [*(folder / name for name in reversed(files)), *plots]
 
 
 def _table(outcome: Outcome, settings: dict) -> Table:

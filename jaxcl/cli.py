@@ -156,6 +156,8 @@ def main(args: Sequence[str] | None = None) -> None:
             job = module.prepare(command, devices, cache)
         except (ValueError, ImportError, OSError) as error:
             _fail(error)
+        except KeyboardInterrupt:
+            _fail("stopped before anything was trained.", code=130)
         try:
             job()
         except KeyboardInterrupt:
@@ -200,12 +202,17 @@ def check(command: Compare | Sweep) -> None:
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise ValueError(f"--name must be the name of a folder, without a path, got {name!r}.")
     methods = command.methods if isinstance(command, Compare) else (command.method,)
+    if not methods:
+        raise ValueError(f"--methods needs at least one of {', '.join(METHODS)}.")
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"unknown method {method!r}; {_nearest(method, METHODS)}.")
     if len(set(methods)) < len(methods):
         raise ValueError(f"--methods names a method twice: {','.join(methods)}.")
     if isinstance(command, Sweep):
+        for name in SWEPT:
+            if not getattr(training, name) and getattr(Options, name) is not None:
+                raise ValueError(f"{_option(name)} needs at least one value.")
         own = ("learning_rate", "weight_decay", *_OWN.get(command.method, ()))
         swept = [name for name in SWEPT if len(getattr(training, name)) > 1]
         for name in swept:

@@ -9,9 +9,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from matplotlib import image
 
 import jaxcl
-from jaxcl import checkpoint, cli, data, recipes, study, train
+from jaxcl import _sweep, checkpoint, cli, data, recipes, study, train
 
 TINY = [
     "--benchmark",
@@ -109,18 +110,22 @@ def test_writes_all_files(finished):
     assert "PackNet" in (folder / "table.md").read_text()
 
 
-def test_settings_are_enough_to_run_it_again(finished, tmp_path):
+def test_settings_are_enough_to_run_it_again(finished, tmp_path, monkeypatch):
     out, results = finished
     settings = json.loads((out / "split_digits" / "settings.json").read_text())
     assert settings["settings"] == results["settings"]
     assert settings["versions"]["jaxcl"] == jaxcl.__version__
     program, *words = shlex.split(settings["command"])
     assert program == "jaxcl"
-    words[words.index("--out") + 1] = str(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words[words.index("--out") + 1] = "~/my runs"
     cli.main(words)
-    again = json.loads((tmp_path / "split_digits" / "results.json").read_text())
+    folder = tmp_path / "my runs" / "split_digits"
+    again = json.loads((folder / "results.json").read_text())
     assert numbers(again) == numbers(results)
     assert again["settings"] == results["settings"]
+    settings = json.loads((folder / "settings.json").read_text())
+    assert shlex.split(settings["command"])[1:] == words
 
 
 def test_shows_table_sentence_and_files(finished, tmp_path, capsys):
@@ -211,6 +216,7 @@ def test_interrupted_run_goes_on_to_the_same_results(finished, tmp_path, monkeyp
     assert snapshot(tmp_path) == before
 
     shutil.copytree(tmp_path, tmp_path / "other")
+    (folder / "checkpoints" / "packnet" / ".DS_Store").write_text("a file manager's")
     resumed = compare(tmp_path, "--resume")
     assert numbers(resumed) == numbers(finished[1])
     other = compare(tmp_path / "other", "--resume", "--devices", "3")
@@ -221,7 +227,7 @@ def test_interrupted_run_goes_on_to_the_same_results(finished, tmp_path, monkeyp
             if expected is not None:
                 np.testing.assert_allclose(method[key], expected, atol=1e-6)
     seconds = resumed["methods"]["packnet"]["seconds"]
-    checkpoints = {path.parent.name: path.name for path in folder.glob("checkpoints/*/*")}
+    checkpoints = {path.parent.name: path.name for path in folder.glob("checkpoints/*/task_*")}
     assert checkpoints == {"finetune": "task_2", "packnet": "task_2"}
 
     def never(*args):
@@ -280,6 +286,25 @@ def test_sweep_does_not_overwrite(swept, capsys):
     assert "(c is [0.1, 2.0] there, [0.75] here)" in refused(capsys, *words)
     assert "results of this very run" in refused(capsys, *words, "--c", "0.1,2")
     assert snapshot(folder) == before
+
+
+def test_a_sweep_that_was_stopped_at_its_very_end_runs_again(tmp_path, monkeypatch):
+    """What is written last says that all is there; no plot is larger than can be drawn."""
+    words = ["sweep", "finetune", "--learning-rate", "0.1,0.2", "--out", str(tmp_path), *TINY]
+    folder = tmp_path / "sweep_finetune_split_digits"
+
+    def stop(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_sweep, "_heat_map", stop)
+        with pytest.raises(SystemExit):
+            cli.main(words)
+    assert not (folder / "results.json").exists()
+    monkeypatch.setattr(_sweep, "MOST_PIXELS", 300)
+    cli.main(words)
+    assert json.loads((folder / "results.json").read_text())["compilations"] == 1
+    assert max(image.imread(folder / "heatmap.png").shape) <= 300
 
 
 # What it leaves alone

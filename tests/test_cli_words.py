@@ -46,6 +46,7 @@ def snapshot(folder):
             "unknown method 'packnett'; the nearest names are packnet",
         ),
         ("compare --methods hat,hat", "names a method twice"),
+        ("compare --methods None", "--methods needs at least one of finetune, joint"),
         (
             "compare --benchmark split_digit",
             "unknown benchmark 'split_digit'; the nearest names are",
@@ -72,6 +73,7 @@ def snapshot(folder):
         ("compare --benchmark split_mnist --data-dir nowhere", "mnist is not prepared in"),
         ("sweep hatt --c 1,2", "unknown method 'hatt'; the nearest names are hat"),
         ("sweep hat", "nothing to sweep; give several values: --s-max 100,200,400"),
+        ("sweep hat --s-max None --c 1,2", "--s-max needs at least one value"),
         ("sweep hat --prune 0.1,0.2", "--prune has no effect on hat; sweep --learning-rate"),
         ("sweep packnet --prune 0.1,1.2", "--prune must be at most 1, got 1.2"),
         ("sweep packnet --prune 0.5,0", "gives up no weight, so none is free for task 2"),
