@@ -1,11 +1,12 @@
 """Two real processes on one machine that share the replicas, or the batch, and one that dies."""
 
+import contextlib
+import itertools
 import json
 import os
 import socket
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -13,8 +14,27 @@ import pytest
 
 from jaxcl import cli, replicas
 
-WORDS = ["compare", "--tasks", "3", "--epochs", "20", "--hidden", "8"]
+TINY = ["--tasks", "3", "--hidden", "8"]
+WORDS = ["compare", *TINY, "--epochs", "20"]
 REFUSED = 2
+PORTS = itertools.count(10_000 + os.getpid() % 20_000)
+DIES = """
+import os
+
+from jaxcl import cli, replicas
+
+fetch, calls = replicas.fetch, iter(range(30))
+
+
+def die_in_the_second_task(*args):
+    if next(calls, None) is None:
+        os._exit(9)
+    return fetch(*args)
+
+
+replicas.fetch = die_in_the_second_task
+cli.main()
+"""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,25 +49,25 @@ def cache(tmp_path_factory):
         jax.config.update("jax_enable_compilation_cache", True)
 
 
-def launch(*words, **environment):
+def launch(*words, program=("-m", "jaxcl"), **environment):
     """A process on a CPU."""
     return subprocess.Popen(
-        [sys.executable, "-m", "jaxcl", *WORDS, *words],
+        [sys.executable, *program, *words],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
     )  # fmt: skip
 
 
-def start(process, port, *words):
+def start(process, port, *words, **options):
     """One of two processes."""
     where = ["--coordinator", f"127.0.0.1:{port}", "--processes", "2", "--process", str(process)]
-    return launch(*words, *where)
+    return launch(*words, *where, **options)
 
 
 def start_as_slurm_does(process, job, *words):
     """Likewise, with what Slurm tells it."""
     return launch(
-        "--distributed", *words, SLURM_JOB_ID=str(job), SLURM_STEP_NODELIST="127.0.0.1",
+        *words, "--distributed", SLURM_JOB_ID=str(job), SLURM_STEP_NODELIST="127.0.0.1",
         SLURM_NTASKS="2", SLURM_PROCID=str(process), SLURM_LOCALID=str(process),
     )  # fmt: skip
 
@@ -55,7 +75,7 @@ def start_as_slurm_does(process, job, *words):
 def ends(*processes):
     """For each process: its exit code, what it wrote to stdout, and to stderr."""
     try:
-        return [(p.returncode, *texts) for p in processes for texts in [p.communicate(timeout=120)]]
+        return [(p.returncode, *texts) for p in processes for texts in [p.communicate(timeout=300)]]
     finally:
         for process in processes:
             process.kill()
@@ -67,8 +87,10 @@ def both(*words):
 
 
 def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+    """Below those that the system gives to any connection, so it stays free until it is used."""
+    for port in PORTS:
+        with contextlib.suppress(OSError), socket.create_server(("", port)):
+            return port
 
 
 def numbers(out):
@@ -77,21 +99,19 @@ def numbers(out):
     return {name: (m["accuracy"], m["capacity"]) for name, m in results["methods"].items()}
 
 
-def test_replicas_in_two_processes_one_of_which_is_killed(tmp_path):
-    words = ["--methods", "packnet", "--seeds", "3", "--out"]
-    cli.main([*WORDS, *words, str(tmp_path / "one"), "--devices", "2"])
+def test_replicas_in_two_processes_one_of_which_dies(tmp_path):
+    words = [*WORDS, "--methods", "packnet", "--seeds", "3", "--out"]
+    cli.main([*words, str(tmp_path / "one"), "--devices", "2"])
     expected = numbers(tmp_path / "one")
 
     words += [str(tmp_path / "two"), "--devices", "1"]
     folder, port = tmp_path / "two" / "permuted_digits", free_port()
-    leader, other = (start(process, port, *words) for process in (0, 1))
-    while not list(folder.glob("checkpoints/packnet/task_1")) and leader.poll() is None:
-        time.sleep(0.01)
-    other.kill()
-    (code, out, err), _ = ends(leader, other)
-    assert (code, out) == (1, "")
+    other = start(1, port, *words, program=("-c", DIES))
+    (code, out, err), (died, *_) = ends(start(0, port, *words), other)
+    assert (code, out, died) == (1, "", 9)
     assert "one of the processes failed; the same command with --resume goes on" in err
     assert {path.name for path in folder.iterdir()} == {"settings.json", "checkpoints"}
+    assert [path.name for path in folder.glob("checkpoints/packnet/*")] == ["task_1"]
 
     (code, table, progress), other = both(*words, "--resume")
     assert code == 0, progress
@@ -105,8 +125,9 @@ def test_replicas_in_two_processes_one_of_which_is_killed(tmp_path):
 
 
 def test_batches_in_two_processes_of_a_cluster(tmp_path):
-    words = ["--methods", "finetune", "--seeds", "1", "--epochs", "2", "--devices", "1", "--out"]
-    cli.main([*WORDS, *words, str(tmp_path / "one")])
+    words = [*WORDS, "--methods", "finetune", "--seeds", "1", "--epochs", "2", "--devices", "1"]
+    words += ["--out"]
+    cli.main([*words, str(tmp_path / "one")])
     words += [str(tmp_path / "two"), "--split", "2"]
     (code, _, err), _ = ends(*(start_as_slurm_does(i, os.getpid(), *words) for i in (0, 1)))
     assert code == 0, err
@@ -115,8 +136,25 @@ def test_batches_in_two_processes_of_a_cluster(tmp_path):
     np.testing.assert_allclose(accuracy, expected, atol=1e-6)
 
 
+def test_a_sweep_in_two_processes(tmp_path):
+    words = ["sweep", "hat", "--c", "0.1,2", *TINY, "--epochs", "2", "--seeds", "1", "--out"]
+    cli.main([*words, str(tmp_path / "one"), "--devices", "2"])
+    words += [str(tmp_path / "two"), "--devices", "1"]
+    (code, table, err), other = both(*words)
+    assert code == 0, err
+    assert "The best of 2 settings" in table
+    assert other == (0, "", "")
+    one, two = (
+        json.loads((tmp_path / name / "sweep_hat_permuted_digits" / "results.json").read_text())
+        for name in ("one", "two")
+    )
+    for name in ("combinations", "best", "test", "compilations"):
+        assert one[name] == two[name]
+
+
 def test_more_processes_than_replicas(tmp_path):
-    for code, out, err in both("--seeds", "1", "--devices", "1", "--out", str(tmp_path / "never")):
+    words = [*WORDS, "--seeds", "1", "--devices", "1", "--out", str(tmp_path / "never")]
+    for code, out, err in both(*words):
         assert (code, out) == (REFUSED, "")
         assert "some of 2 processes have no work with 1 replicas" in err
         assert err.count("\n") == 1
@@ -131,7 +169,7 @@ def test_idle_devices_are_spread():
 
 
 def test_processes_with_other_options(tmp_path):
-    port, words = free_port(), ["--devices", "1", "--out", str(tmp_path / "never")]
+    port, words = free_port(), [*WORDS, "--devices", "1", "--out", str(tmp_path / "never")]
     for code, out, err in ends(
         start(0, port, *words), start(1, port, *words, "--learning-rate", "0.5")
     ):
@@ -142,10 +180,10 @@ def test_processes_with_other_options(tmp_path):
 
 
 def test_the_others_do_not_come(tmp_path):
-    words = ["--timeout", "1", "--out", str(tmp_path / "never")]
+    words = [*WORDS, "--timeout", "1", "--out", str(tmp_path / "never")]
     port, nobody = free_port(), free_port()
     (*alone, why), (*lost, reason), (*by_itself, advice) = ends(
-        start(0, port, *words), start(1, nobody, *words), launch("--distributed", *words)
+        start(0, port, *words), start(1, nobody, *words), launch(*words, "--distributed")
     )
     assert alone == lost == by_itself == [REFUSED, ""]
     assert "no cluster here" in advice and "Give --coordinator HOST:PORT" in advice
