@@ -20,12 +20,12 @@ def devices():
     jax.config.update("jax_enable_compilation_cache", True)
 
 
-def refused(capsys, *words):
-    """The one line that the command says when it ends with code 2."""
+def refused(capsys, *words, code=2):
+    """The one line that the command says when it ends with this code."""
     with pytest.raises(SystemExit) as end:
         cli.main([*words, "--no-cache"])
     out, err = capsys.readouterr()
-    assert end.value.code == 2
+    assert end.value.code == code
     assert out == ""
     assert err.count("\n") == 1
     return err
@@ -52,7 +52,7 @@ def snapshot(folder):
             "unknown benchmark 'split_digit'; the nearest names are",
         ),
         ("compare --benchmark split_digits --tasks 3", "tasks must share its 10 classes equally"),
-        ("compare --tasks 255", "expected 1 to 254 tasks, got 255"),
+        ("compare --tasks 255", "tasks must be a whole number from 1 to 254, got 255"),
         ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
         ("compare --seeds 0", "--seeds must be at least 1, got 0"),
         ("compare --epochs 0", "--epochs must be at least 1, got 0"),
@@ -95,6 +95,15 @@ def test_bad_data_writes_nothing(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data, "load", broken)
     message = refused(capsys, "compare", "--out", str(tmp_path))
     assert "broken, task 0, data: x holds NaN" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_stopped_before_the_training(tmp_path, monkeypatch, capsys):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "load", stop)
+    assert "stopped before" in refused(capsys, "compare", "--out", str(tmp_path), code=130)
     assert not any(tmp_path.iterdir())
 
 
