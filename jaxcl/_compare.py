@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import platform
 import shlex
 import shutil
@@ -31,6 +30,8 @@ from jaxcl import (
     study,
     train,
 )
+from jaxcl._checks import shorten
+from jaxcl._text import percent, write_whole
 from jaxcl.data import Benchmark
 from jaxcl.replicas import Device
 from jaxcl.study import Study
@@ -152,9 +153,7 @@ def write_settings(folder: Path, settings: dict, command, devices: Sequence[Devi
         "versions": {**versions, "python": platform.python_version()},
         "devices": [str(device.device_kind) for device in devices],
     }
-    part = folder / "settings.json.part"
-    part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, folder / "settings.json")
+    write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
 
 
 def command_line(command) -> str:
@@ -194,7 +193,7 @@ def _part(method, benchmark, command, devices, folder) -> Part:
     if method == "packnet":
         owner = learner.state.owner
         total = masks.summary(learner.theta, owner).splitlines()[-1]
-        about = f"packnet: {total} ({masks.shorten(sorted(owner))})"
+        about = f"packnet: {total} ({shorten(sorted(owner))})"
     return Part(stages, 0, nothing, folder, parameters, extra_bytes, about)
 
 
@@ -250,7 +249,7 @@ def _work(
         for method, part in parts.items():
             warn = partial(_warn, err, method, least_free if method in DIVIDED else 0)
             record = _train(part, partial(show, progress, rows[method]), warn)
-            result = f"accuracy {100 * metrics.average_accuracy(record.accuracy).mean():.1f}%"
+            result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[method], status=result)
             if not err.is_terminal:
                 err.print(f"{method}: {result}, {float(record.seconds):.1f} s")
@@ -296,7 +295,7 @@ def _train(part: Part, progress: Callable, warn: Callable) -> Record:
     record = part.record
     if part.done == tasks:
         return record
-    for event in study.run_growing(part.stages, learners, part.done):
+    for event in study.run(part.stages, learners, part.done):
         if isinstance(event, study.EpochEnd):
             progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
             continue
@@ -323,7 +322,7 @@ def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) 
     if share < least:
         seeds = f", in the fullest of {free.size} seeds" if free.size > 1 else ""
         err.print(
-            f"warning: {method}, task {task + 1} begins with {100 * share:.1f}% of the weights "
+            f"warning: {method}, task {task + 1} begins with {percent(share)}% of the weights "
             f"free{seeds}",
             soft_wrap=True,
         )

@@ -176,6 +176,30 @@ def shares(
     return _name_axes(figure, "share of each column (%)", "hidden layer")
 
 
+@style()
+def heat_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], names: tuple[str, str]
+) -> Figure:
+    """Accuracy for each pair of settings, the highest in bold.
+
+    Args:
+        values: accuracy [rows, columns] in [0, 1].
+        rows: what each row stands for; the first is highest.
+        columns: what each column stands for.
+        names: of what differs down the rows, "" for nothing, and across the columns.
+    """
+    height, width = values.shape
+    size = (1.6 + 0.8 * width, 1.1 + 0.5 * height)
+    figure = Figure(figsize=size, layout="constrained")
+    ax, shown = figure.subplots(), 100 * values
+    _cells(ax, shown, shown, shown.min(), shown.max(), digits=1, fontsize=9)
+    ax.texts[int(np.argmax(values))].set_fontweight("bold")
+    ax.set(ylim=(height, 0), xlabel=names[1], ylabel=names[0], title="validation accuracy (%)")
+    ax.set_xticks(np.arange(width) + 0.5, columns)
+    ax.set_yticks(np.arange(height) + 0.5 if names[0] else [], rows if names[0] else [])
+    return figure
+
+
 def _panels(names: list[str], width: float, height: float, share: bool = False):
     """One panel of this size (inches) for each method, no wider than a README: {name: axes}."""
     rows = math.ceil(len(names) / (8 // width))

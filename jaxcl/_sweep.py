@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -12,10 +11,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
+from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from jaxcl import _processes, metrics, recipes, replicas, study, train
+from jaxcl import _figures, _processes, metrics, recipes, replicas, study, train
 from jaxcl._compare import (
     UNSHARED,
     bars,
@@ -27,14 +27,13 @@ from jaxcl._compare import (
     show,
     write_settings,
 )
+from jaxcl._text import markdown, plus_minus, write_whole
 from jaxcl.recipes import SWEPT, Options
 from jaxcl.replicas import Device
 from jaxcl.study import Study
 
 if TYPE_CHECKING:
     from jaxcl.cli import Sweep
-
-MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
 
 
 class Outcome(NamedTuple):
@@ -131,7 +130,7 @@ def _train(stages: list[Study], swept, combinations, progress: Callable) -> Outc
     accuracy = np.full((len(last.seeds), len(tasks), len(tasks)), np.nan)
     progress(tasks=len(tasks), task=0, epoch=0, epochs=1)
     event = None
-    for event in study.run_growing(stages, split="val"):
+    for event in study.run(stages, split="val"):
         if isinstance(event, study.EpochEnd):
             progress(tasks=len(tasks), task=event.task, epoch=event.epoch, epochs=event.epochs)
         else:
@@ -174,22 +173,13 @@ def _write(outcome: Outcome, settings: dict, seconds, compilations, folder: Path
         "compilations": compilations,
     }
     header, *lines = _cells(outcome)
-    rule = ["--:"] * len(header)
-    table = "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
     title = f"# {settings['method']} on {settings['benchmark']}"
-    figure = _heat_map(outcome)
-    plots = [folder / "heatmap.svg", folder / "heatmap.png"]
-    figure.savefig(plots[0], metadata={"Date": None})
-    figure.savefig(plots[1], dpi=min(200, MOST_PIXELS / max(figure.get_size_inches())))
-    files = {
-        "table.md": f"{title}\n\n{_sentence(outcome)}\n\n{table}\n",
-        "results.json": json.dumps(results, indent=1) + "\n",  # last: it says that all is there
-    }
-    for name, content in files.items():
-        part = folder / f"{name}.part"
-        part.write_text(content, encoding="utf-8")
-        os.replace(part, folder / name)
-    return [*(folder / name for name in reversed(files)), *plots]
+    table = f"{title}\n\n{_sentence(outcome)}\n\n{markdown(header, lines, left=0)}\n"
+    plots = _figures.save(_heat_map(outcome), folder, "heatmap")
+    paths = [write_whole(folder / "table.md", table)]
+    # Last: it says that all is there.
+    paths += [write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")]
+    return [*reversed(paths), *plots]
 
 
 def _table(outcome: Outcome, settings: dict) -> Table:
@@ -228,36 +218,19 @@ def _sentence(outcome: Outcome) -> str:
     )
 
 
-def _heat_map(outcome: Outcome):
+def _heat_map(outcome: Outcome) -> Figure:
     """Validation accuracy: the last setting across, the combinations of the others down."""
-    from matplotlib.figure import Figure
-
     *others, last = outcome.swept
-    columns = len(outcome.swept[last])
-    values = 100 * outcome.validation.mean(axis=1).reshape(-1, columns)
-    figure = Figure(figsize=(1.6 + 0.8 * columns, 1.1 + 0.5 * len(values)), layout="constrained")
-    ax = figure.subplots()
-    ax.imshow(values, cmap="YlGnBu", aspect="auto")
-    dark = values.min() + 0.6 * np.ptp(values)
-    for (i, j), value in np.ndenumerate(values):
-        color = "white" if value > dark else "#222222"
-        weight = "bold" if i * columns + j == outcome.best else "normal"
-        ax.text(j, i, f"{value:.1f}", ha="center", va="center", color=color, weight=weight)
-    ax.set_xticks(range(columns), map(_number, outcome.swept[last]))
-    ax.set_xlabel(last)
-    names = [", ".join(map(_number, row[:-1])) for row in outcome.combinations[::columns]]
-    ax.set_yticks(range(len(values)) if others else [], names if others else [])
-    ax.set_ylabel(", ".join(others))
-    ax.tick_params(length=0)
-    ax.spines[:].set_visible(False)
-    ax.set_title("validation accuracy (%)", fontsize=10)
-    return figure
+    width = len(outcome.swept[last])
+    values = outcome.validation.mean(axis=1).reshape(-1, width)
+    rows = [", ".join(map(_number, row[:-1])) for row in outcome.combinations[::width]]
+    columns = [_number(value) for value in outcome.swept[last]]
+    return _figures.heat_map(values, rows, columns, (", ".join(others), last))
 
 
 def _percent(values: np.ndarray) -> str:
-    mean, half = metrics.confidence_interval(values)
-    spread = f" ± {100 * half:.1f}" if np.isfinite(half) else ""
-    return f"{round(100 * float(mean), 1) + 0.0:.1f}{spread}"
+    """Mean and interval over the seeds."""
+    return plus_minus(metrics.confidence_interval(values))
 
 
 def _number(value: float) -> str:

@@ -12,7 +12,7 @@ import pytest
 from matplotlib import image
 
 import jaxcl
-from jaxcl import _sweep, checkpoint, cli, data, recipes, study, train
+from jaxcl import _figures, _sweep, checkpoint, cli, data, recipes, study, train
 
 TINY = [
     "--benchmark",
@@ -301,7 +301,7 @@ def test_a_sweep_that_was_stopped_at_its_very_end_runs_again(tmp_path, monkeypat
         with pytest.raises(SystemExit):
             cli.main(words)
     assert not (folder / "results.json").exists()
-    monkeypatch.setattr(_sweep, "MOST_PIXELS", 300)
+    monkeypatch.setattr(_figures, "MOST_PIXELS", 300)
     cli.main(words)
     assert json.loads((folder / "results.json").read_text())["compilations"] == 1
     assert max(image.imread(folder / "heatmap.png").shape) <= 300
