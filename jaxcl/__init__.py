@@ -2,8 +2,8 @@
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
 `pnn` decide which, task after task. `masks` holds the pytrees of masks. The submodules `models`,
-`train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report` are
-loaded when they are first used.
+`train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report`
+are loaded when they are first used.
 """
 
 import importlib

@@ -193,8 +193,7 @@ def check(command: Compare | Sweep) -> None:
     """Raises ValueError for what can be seen to be wrong without data and devices."""
     for part in (command, command.run, command.training):
         for name, value in vars(part).items():
-            for one in value if isinstance(value, tuple) else (value,):
-                recipes.check_number(_option(name), one, _LIMITS.get(name, {}))
+            recipes.check_numbers(_option(name), value, _LIMITS.get(name, {}))
     _processes.check(command.run)
     training, name = command.training, command.run.name
     if not training.hidden:
@@ -268,9 +267,9 @@ def use_devices(run: Run) -> list[Device]:
 _COUNTS = ("tasks", "seeds", "devices", "split", "chunk", "processes", "timeout")
 _LIMITS = {
     **recipes.LIMITS,
-    **{name: {"at least": 1} for name in _COUNTS},
-    "process": {"at least": 0},
-    "warn_free": {"at least": 0, "at most": 1},
+    **{name: {"least": 1} for name in _COUNTS},
+    "process": {"least": 0},
+    "warn_free": {"least": 0, "most": 1},
 }
 
 

@@ -1,7 +1,6 @@
 """Ready-made setups: each method by its name, with the settings that the command offers."""
 
 import math
-import operator
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcl import masks, models, study
+from jaxcl._checks import check_choice, check_number
 from jaxcl._hat import hat
 from jaxcl._method import HEAD, Method, finetune, multihead
 from jaxcl._model import Model
@@ -28,12 +28,11 @@ LIMITS: dict[str, dict[str, float]] = {  # of the numbers in Options
     "learning_rate": {"above": 0},
     "s_max": {"above": 1},
     "column_width": {"above": 0},
-    "weight_decay": {"at least": 0},
-    "c": {"at least": 0},
-    "prune": {"at least": 0, "at most": 1},
-    **{name: {"at least": 1} for name in ("hidden", "batch", "epochs", "patience")},
+    "weight_decay": {"least": 0},
+    "c": {"least": 0},
+    "prune": {"least": 0, "most": 1},
+    **{name: {"least": 1} for name in ("hidden", "batch", "epochs", "patience")},
 }
-_HOLDS = {"above": operator.gt, "at least": operator.ge, "at most": operator.le}
 
 COLUMNS = 8  # that the first program of PNN has room for
 
@@ -105,28 +104,21 @@ def defaults(benchmark: str) -> Options:
 def check(options: Options) -> None:
     """Raises ValueError, naming the option, for a value that no run can have."""
     for name, kind in typing.get_type_hints(Options).items():
-        value = getattr(options, name)
-        for one in value if isinstance(value, tuple) else (value,):
-            check_number(f"Options: {name}", one, LIMITS.get(name, {}))
-        for choice in (kind, *typing.get_args(kind)):
-            known = typing.get_args(choice) if typing.get_origin(choice) is Literal else ()
-            if known and value not in known and not (value is None and choice is not kind):
-                raise ValueError(
-                    f"Options: {name} must be one of {', '.join(known)}, got {value!r}."
-                )
+        value, kinds = getattr(options, name), (kind, *typing.get_args(kind))
+        check_numbers(f"Options: {name}", value, LIMITS.get(name, {}))
+        absent = value is None and type(None) in kinds
+        for choice in kinds:
+            if typing.get_origin(choice) is Literal and not absent:
+                check_choice(f"Options: {name}", value, typing.get_args(choice))
     if not options.hidden:
         raise ValueError("Options: hidden needs at least one width.")
 
 
-def check_number(name: str, value: Any, limits: Mapping[str, float]) -> None:
-    """Raises ValueError for a number that is not finite or beyond a limit."""
-    if not isinstance(value, (int, float)):
-        return
-    if not math.isfinite(value):
-        raise ValueError(f"{name} must be finite, got {value}.")
-    for words, limit in limits.items():
-        if not _HOLDS[words](value, limit):
-            raise ValueError(f"{name} must be {words} {limit}, got {value}.")
+def check_numbers(name: str, value: Any, limits: Mapping[str, float]) -> None:
+    """Raises ValueError for a number, alone or in a tuple, that is not within the limits."""
+    for one in value if isinstance(value, tuple) else (value,):
+        if isinstance(one, (int, float)):
+            check_number(name, one, **limits)
 
 
 def epochs_of(method: str, options: Options) -> tuple[int, int]:
@@ -159,7 +151,7 @@ def rooms(method: str, tasks: int) -> list[int]:
 def stages(
     method: str, benchmark: Benchmark, options: Options, seeds: Sequence[int], **build: Any
 ) -> list[Study]:
-    """The studies of one method, one for each of `rooms`, for `study.run_growing`.
+    """The studies of one method, one for each of `rooms`, for `study.run`.
 
     Args:
         method: one of `METHODS`.
@@ -226,8 +218,7 @@ def recipe(
         ValueError: for an unknown method, or an option that no run can have.
     """
     check(options)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}.")
+    check_choice("method", method, METHODS)
     tasks = room or len(benchmark.tasks)
     base = network(benchmark, options, options.column_width if method == "pnn" else 1.0)
     prepare = normalize(benchmark)
