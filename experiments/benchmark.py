@@ -246,7 +246,7 @@ def growth(config: Config) -> list[dict]:
                 build(method, "mlp400", count, config, sequence("mlp400", room, 100), epochs=1)
                 for room in rooms
             ]
-            for event in study.run_growing(stages):
+            for event in study.run(stages):
                 if isinstance(event, study.TaskEnd):
                     ends.append(time.perf_counter() - begin)
             rows.append({

@@ -209,7 +209,7 @@ def _probe(recipe: Recipe, benchmark: Benchmark, settings: Mapping[str, Any]) ->
 
 
 def run(
-    study: Study,
+    study: Study | Sequence[Study],
     learners: Any = None,
     first: int = 0,
     *,
@@ -218,14 +218,41 @@ def run(
     """Trains every replica on every task in turn.
 
     Args:
-        study: from `build`.
+        study: from `build`. For a network whose arrays are sized by the number of tasks, such as
+            PNN's, several: the same replicas, each on the first tasks of one benchmark, and on
+            more of them than the one before. One program with room for all tasks would compute
+            with all of it from the first task on, and one a task would be compiled every time.
         learners: the state after task `first - 1`, to go on from; None to start afresh.
         first: the task to begin with.
         split: the examples on which every task is evaluated.
 
     Yields:
-        `EpochEnd` after every epoch and `TaskEnd` after every task.
+        `EpochEnd` after every epoch and `TaskEnd` after every task; the accuracy on tasks that a
+        study has no room for is nan.
+
+    Raises:
+        MemoryError: if a device runs out of memory; it says which chunk would fit.
     """
+    stages = [study] if isinstance(study, Study) else study
+    tasks = [len(stage.benchmark.tasks) for stage in stages]
+    for i, stage in enumerate(stages):
+        if first >= tasks[i]:
+            continue
+        if learners is not None and i and first == tasks[i - 1]:
+            fixed = (replicas.place(stage.settings, stage.layout),)
+            learners = stage.programs["grow"](learners, fixed)
+        events = _run(stage, learners, first, split)
+        while event := _next(events, stage):
+            if isinstance(event, TaskEnd):
+                learners, missing = event.learners, tasks[-1] - tasks[i]
+                accuracy = np.pad(event.accuracy, [(0, 0), (0, missing)], constant_values=np.nan)
+                event = event._replace(accuracy=accuracy)
+            yield event
+        first = tasks[i]
+
+
+def _run(study: Study, learners: Any, first: int, split: str) -> Iterator[EpochEnd | TaskEnd]:
+    """`run` of one study."""
     benchmark, where, programs = study.benchmark, study.layout, study.programs
     settings = replicas.place(study.settings, where)
     fixed = (settings,)
@@ -279,49 +306,6 @@ def _examples(setup: Setup, benchmark: Benchmark) -> Callable[[int], tuple[Data,
         return data, train.examples(*tasks[task].val, length=validation_length)
 
     return own
-
-
-def run_growing(
-    stages: Sequence[Study],
-    learners: Any = None,
-    first: int = 0,
-    *,
-    split: Literal["val", "test"] = "test",
-) -> Iterator[EpochEnd | TaskEnd]:
-    """`run` for a network whose arrays are sized by the number of tasks, such as PNN's.
-
-    A program that has room for all tasks from the first on would compute with all of it in every
-    step, and one program a task would be compiled as often as there are tasks. So the sequence is
-    trained in stages, each of which has room for more tasks than the one before.
-
-    Args:
-        stages: studies of the same replicas, each on the first tasks of one benchmark, and on more
-            of them than the one before.
-        learners: see `run`.
-        first: likewise.
-        split: likewise.
-
-    Yields:
-        What `run` does; the accuracy on tasks that a stage has no room for is nan.
-
-    Raises:
-        MemoryError: if a device runs out of memory; it says which chunk would fit.
-    """
-    tasks = [len(stage.benchmark.tasks) for stage in stages]
-    for i, stage in enumerate(stages):
-        if first >= tasks[i]:
-            continue
-        if learners is not None and i and first == tasks[i - 1]:
-            fixed = (replicas.place(stage.settings, stage.layout),)
-            learners = stage.programs["grow"](learners, fixed)
-        events = run(stage, learners, first, split=split)
-        while event := _next(events, stage):
-            if isinstance(event, TaskEnd):
-                learners, missing = event.learners, tasks[-1] - tasks[i]
-                accuracy = np.pad(event.accuracy, [(0, 0), (0, missing)], constant_values=np.nan)
-                event = event._replace(accuracy=accuracy)
-            yield event
-        first = tasks[i]
 
 
 def _next(events: Iterator, stage: Study) -> EpochEnd | TaskEnd | None:

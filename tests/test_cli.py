@@ -339,7 +339,7 @@ def test_out_of_memory(tmp_path, monkeypatch, capsys):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         yield
 
-    monkeypatch.setattr(study, "run", exhausted)
+    monkeypatch.setattr(study, "_run", exhausted)
     with pytest.raises(SystemExit) as end:
         compare(tmp_path, *["--seeds", "8", "--chunk", "4", "--devices", "2"], methods="finetune")
     assert end.value.code == 2

@@ -650,7 +650,7 @@ def test_law_3_pnn_grows_by_doubling_and_gives_the_same_numbers(monkeypatch):
     assert [len(stage.benchmark.tasks) for stage in stages] == [2, 4, 5]
 
     def learn(stages):
-        ends = [e for e in study.run_growing(stages) if isinstance(e, study.TaskEnd)]
+        ends = [e for e in study.run(stages) if isinstance(e, study.TaskEnd)]
         columns = jax.device_get(ends[-1].learners.state.columns)
         return columns, np.stack([end.accuracy for end in ends], 1)
 
