@@ -1,9 +1,6 @@
 """`jaxcl compare`: trains method after method, keeps a checkpoint, and writes what came out."""
 
 import dataclasses
-import json
-import platform
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-import jaxcl
 from jaxcl import (
     _processes,
     checkpoint,
@@ -31,7 +26,9 @@ from jaxcl import (
     train,
 )
 from jaxcl._checks import shorten
-from jaxcl._text import percent, write_whole
+from jaxcl._folder import claim, write_settings
+from jaxcl._terminal import bars, conclude, consoles, introduce, show
+from jaxcl._text import percent
 from jaxcl.data import Benchmark
 from jaxcl.replicas import Device
 from jaxcl.study import Study
@@ -119,57 +116,6 @@ def load(run: "Run", options: recipes.Options) -> Benchmark:
     """The benchmark, as images where the network needs them."""
     flat = False if options.network != "mlp" else None
     return data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
-
-
-def claim(folder: Path, settings: dict, resume: bool) -> None:
-    """Raises ValueError if the folder is not this run's to write in."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    try:
-        there = json.loads((folder / "settings.json").read_text())["settings"]
-    except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{folder} exists and holds no run of jaxcl; choose another --name or --out."
-        ) from None
-    other = "choose another --name, or delete that folder"
-    for name, value in json.loads(json.dumps(settings)).items():
-        if there.get(name) != value:
-            raise ValueError(
-                f"{folder} holds a run with other settings ({name} is {there.get(name)!r} there, "
-                f"{value!r} here); {other}."
-            )
-    if not resume and (folder / "results.json").exists():
-        raise ValueError(f"{folder} holds the results of this very run; {other}.")
-    if not resume:
-        raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
-
-
-def write_settings(folder: Path, settings: dict, command, devices: Sequence[Device]) -> None:
-    """Writes `settings.json`, from which the run can be repeated."""
-    versions = {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
-    content = {
-        "command": command_line(command),
-        "settings": settings,
-        "versions": {**versions, "python": platform.python_version()},
-        "devices": [str(device.device_kind) for device in devices],
-    }
-    write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
-
-
-def command_line(command) -> str:
-    """The command with every option spelled out."""
-    words = ["jaxcl", type(command).__name__.lower(), *filter(None, [vars(command).get("method")])]
-    own = {name: vars(command).get(name) for name in ("methods", "warn_free")}
-    given = {**own, **vars(command.run), **vars(command.training)}
-    for name, value in given.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words += [f"--{option}" if value else f"--no-{option}"]
-        elif isinstance(value, tuple) and value:
-            words += [f"--{option}", ",".join(map(str, value))]
-        elif value is not None and value != ():
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)
 
 
 def _part(method, benchmark, command, devices, folder) -> Part:
@@ -326,49 +272,3 @@ def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) 
             f"free{seeds}",
             soft_wrap=True,
         )
-
-
-# What the terminal shows, here and in a sweep
-
-
-def consoles() -> tuple[Console, Console]:
-    """For results and for progress; only one of several processes shows anything."""
-    quiet = not _processes.leads()
-    out = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
-    return out, Console(stderr=True, highlight=False, markup=False, quiet=quiet)
-
-
-def introduce(err: Console, settings: dict, where: replicas.Layout, cache: Path | None) -> None:
-    """Says what will run where."""
-    count, kind = where.mesh.size, where.mesh.devices.flat[0].platform.upper()
-    processes = jax.process_count()
-    err.print(
-        f"{settings['benchmark']}: {settings['tasks']} tasks, {settings['seeds']} seeds, on "
-        f"{count} {kind} device{'s' if count > 1 else ''}"
-        f"{f' of {processes} processes' if processes > 1 else ''}"
-    )
-    if cache:
-        err.print(f"Compiled programs are kept in {cache} (not with --no-cache)", soft_wrap=True)
-
-
-def bars(err: Console) -> Progress:
-    """Progress bars, one for each method."""
-    name, status = TextColumn("{task.description:<12}"), TextColumn("{task.fields[status]}")
-    bar = BarColumn(bar_width=24)
-    return Progress(
-        name, bar, TimeElapsedColumn(), status, console=err, disable=not err.is_terminal
-    )
-
-
-def show(progress: Progress, row, *, tasks: int, task: int, epoch: int, epochs: int) -> None:
-    """Moves a bar on."""
-    done = task + epoch / epochs
-    status = f"task {task + 1} of {tasks}, epoch {epoch} of {epochs}" if epoch else "compiling"
-    progress.start_task(row)
-    progress.update(row, completed=done, total=tasks, status="" if done >= tasks else status)
-
-
-def conclude(out: Console, folder: Path, paths: Sequence[Path]) -> None:
-    """Says where the files are."""
-    names = ", ".join(path.name for path in paths)
-    out.print(f"Written to {folder}: {names}", soft_wrap=True)

@@ -16,17 +16,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from jaxcl import _figures, _processes, metrics, recipes, replicas, study, train
-from jaxcl._compare import (
-    UNSHARED,
-    bars,
-    claim,
-    conclude,
-    consoles,
-    introduce,
-    load,
-    show,
-    write_settings,
-)
+from jaxcl._compare import UNSHARED, load
+from jaxcl._folder import claim, write_settings
+from jaxcl._terminal import bars, conclude, consoles, introduce, show
 from jaxcl._text import markdown, plus_minus, write_whole
 from jaxcl.recipes import SWEPT, Options
 from jaxcl.replicas import Device

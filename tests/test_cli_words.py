@@ -143,7 +143,7 @@ def test_defaults_follow_the_benchmark():
 
 
 def test_parses_what_settings_spell_out():
-    from jaxcl._compare import command_line
+    from jaxcl._folder import command_line
 
     words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
     words += " --select loss --patience 5 --warn-free 0.1"
