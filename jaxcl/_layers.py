@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxcl._checks import check_choice
+from jaxcl._conv import conv_general_dilated
 from jaxcl._model import LateralSpec
 from jaxcl.wiring import Wiring
 
@@ -34,6 +35,7 @@ def make_layer(spec: LateralSpec, use_bias: bool, *, dtype: Any, rngs: nnx.Rngs)
         spec.kernel,
         spec.strides,
         padding=spec.padding or "SAME",
+        conv_general_dilated=conv_general_dilated,
         **options,
     )
 

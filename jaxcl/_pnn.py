@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl._checks import check_choice, check_count, check_number
+from jaxcl._conv import conv_general_dilated
 from jaxcl._method import Method, draw, finetune
 from jaxcl._model import LateralSpec, Model
 
@@ -251,6 +252,4 @@ def apply_lateral(
 def _connect(hidden, kernel, spec):
     if spec is None or spec.kernel is None:
         return hidden @ kernel
-    return jax.lax.conv_general_dilated(
-        hidden, kernel, spec.strides, spec.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
+    return conv_general_dilated(hidden, kernel, spec.strides, spec.padding)
