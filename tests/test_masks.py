@@ -119,7 +119,7 @@ def reference(value, fraction, among, ties):
     """In plain numpy, one entry after the other."""
     value, among = np.abs(np.asarray(value)).ravel(), np.asarray(among).ravel()
     candidates = [i for i in range(value.size) if among[i]]
-    number = round(np.float32(fraction) * np.float32(len(candidates)))
+    number = round(float(np.float32(fraction)) * len(candidates))
     order = sorted(candidates, key=lambda i: (value[i], i))
     chosen = order[:number]
     if ties == "original" and chosen:
@@ -153,7 +153,7 @@ def test_exactly_the_stated_number(values, among, fraction):
     """round-half-even(fraction * n), whatever the ties, and nothing smaller is left."""
     values, among = np.asarray(values, "f4"), np.asarray(among)
     marked = np.asarray(marking(values, fraction, among))
-    assert marked.sum() == round(np.float32(fraction) * np.float32(among.sum()))
+    assert marked.sum() == round(float(np.float32(fraction)) * int(among.sum()))
     assert not np.any(marked & ~among)
     left = np.abs(values[among & ~marked])
     assert not marked.any() or not left.size or np.abs(values[marked]).max() <= left.min()
