@@ -304,9 +304,8 @@ def optimizer(options: Options, learning_rate, weight_decay) -> optax.GradientTr
         "momentum": optax.trace(0.9),
         "adam": optax.scale_by_adam(),
     }[options.optimizer]
-    decay = optax.add_decayed_weights(weight_decay, mask=_kernels)
-    if isinstance(weight_decay, float) and weight_decay == 0:
-        decay = optax.identity()
+    none = isinstance(weight_decay, float) and weight_decay == 0
+    decay = optax.identity() if none else optax.add_decayed_weights(weight_decay, mask=_kernels)
     return optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate))
 
 

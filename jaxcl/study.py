@@ -128,7 +128,7 @@ def build(
     tasks = len(benchmark.tasks)
     alike = isinstance(epochs, (int, np.integer))
     each = (int(epochs),) * tasks if alike else tuple(epochs)
-    if len(each) != tasks or min(each) < alike:
+    if len(each) != tasks or min(each) < (1 if alike else 0):
         raise ValueError(
             f"epochs must be at least 1, or one number from 0 on for each of {tasks} tasks, "
             f"got {epochs}."

@@ -294,6 +294,42 @@ def test_weight_decay_is_decoupled_and_for_kernels_alone():
         assert moved == {"params/layer/kernel": -0.05, "laterals/0/project": -0.05}, name
 
 
+def test_frozen_columns_beyond_the_budget_run_in_every_step(monkeypatch):
+    def learn(budget):
+        monkeypatch.setattr(study, "FEATURE_BYTES", budget)
+        built = build("pnn", {}, [0], epochs=1)
+        *_, last = study.run(built)
+        return built.traces["frozen_features"], jax.device_get(last.learners.theta)
+
+    def alike(a, b):
+        return all(
+            jax.tree.leaves(jax.tree.map(lambda *pair: np.allclose(*pair, 1e-4, 1e-5), a, b))
+        )
+
+    def zeros(*args):
+        return jax.tree.map(jnp.zeros_like, honest(*args))
+
+    (stored, theta), (on_the_fly, expected) = learn(study.FEATURE_BYTES), learn(0)
+    assert (stored, on_the_fly) == (1, 0)
+    assert alike(theta, expected)
+    honest, zeros.__name__ = train.frozen_features, "frozen_features"
+    monkeypatch.setattr(train, "frozen_features", zeros)
+    assert not alike(learn(1 << 30)[1], expected)  # the broken twin
+
+
+@pytest.mark.parametrize("method", ["packnet", "hat", "pnn"])
+def test_an_epoch_takes_the_place_of_the_learners_before_it(method):
+    built, before = build(method, {}, [0, 1], epochs=1), []
+
+    def epoch(learners, *rest):
+        before.extend(jax.tree.leaves((learners.theta, learners.opt_state)))
+        return built.programs["epoch"](learners, *rest)
+
+    *_, last = study.run(built._replace(programs=built.programs | {"epoch": epoch}))
+    assert before and all(leaf.is_deleted() for leaf in before)
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(last.learners.state))
+
+
 @pytest.mark.parametrize("method", ["joint", "pnn"])
 def test_a_program_s_bytes_are_known_before_it_runs(method):
     built = build(method, {"select": "loss"}, [0], epochs=1)
