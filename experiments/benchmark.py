@@ -36,7 +36,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from jaxcl import _figures, data, masks, recipes, study, train
+from jaxcl import data, masks, recipes, study, train
+from jaxcl.report import figures
 
 METHODS = ("finetune", "packnet", "hat", "pnn")
 NETWORKS = {
@@ -129,7 +130,7 @@ def main(config: Config) -> None:
         out.write_text(json.dumps(results, indent=1) + "\n")
     if "growth" in results:
         figure = growth_figure(results["growth"])
-        _figures.save(figure, out.parent, f"{out.stem}-growth")
+        figures.save(figure, out.parent, f"{out.stem}-growth")
     CONSOLE.print(f"The numbers are in {out}.")
 
 
@@ -260,7 +261,7 @@ def growth(config: Config) -> list[dict]:
     return rows
 
 
-@_figures.style()
+@figures.style()
 def growth_figure(rows: list[dict]) -> Figure:
     """Seconds to the end of each task of the longest sequence of each kind."""
     figure = Figure(figsize=(6, 3.4), layout="constrained")
@@ -305,7 +306,8 @@ def memory(config: Config) -> list[dict]:
 
 STARTUP = """
 import os, sys, time
-from jaxcl import cli, study
+from jaxcl import study
+from jaxcl.cli import main as cli
 run = study.run
 def first_epoch(*args, **kwargs):
     next(run(*args, **kwargs))

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxcl import data, masks, metrics, recipes, study
-from jaxcl._text import markdown, percent, plus_minus
+from jaxcl.report.text import markdown, percent, plus_minus
 
 METHODS = ("finetune", "joint", "pnn", "hat", "packnet")
 SEEDS = range(4)

@@ -23,9 +23,10 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxcl
-from jaxcl import _figures, data, metrics, models, replicas, study, train
-from jaxcl._text import markdown, percent, plus_minus
-from jaxcl.metrics import confidence_interval as interval
+from jaxcl import data, models, replicas, study, train
+from jaxcl.report import figures, metrics
+from jaxcl.report.metrics import confidence_interval as interval
+from jaxcl.report.text import markdown, percent, plus_minus
 
 SEEDS, TASKS, HIDDEN = range(10), 5, (400, 400)
 HAT = {"s_max": 400.0, "c": 0.75, "embedding": "normal"}
@@ -134,7 +135,7 @@ def cells(name: str, r: dict) -> list[str]:
     ]
 
 
-@_figures.style()
+@figures.style()
 def plot(results: dict[str, dict]) -> None:
     """Share of the network in use after each task: mean over seeds."""
     figure = Figure(figsize=(5.4, 3), layout="constrained")
@@ -148,7 +149,7 @@ def plot(results: dict[str, dict]) -> None:
     ax.set_xticks(range(1, TASKS + 1))
     ax.set_ylim(0, 102)
     figure.legend(loc="outside right center", frameon=False, fontsize=8)
-    _figures.save(figure, OUT, "capacity")
+    figures.save(figure, OUT, "capacity")
 
 
 def main() -> None:

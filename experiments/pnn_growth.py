@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.table import Table
 
 import jaxcl
-from jaxcl import _figures, masks, models
-from jaxcl._text import markdown
+from jaxcl import masks, models
+from jaxcl.report import figures
+from jaxcl.report.text import markdown
 
 MEASURES = {  # its title, and its unit over that of the title
     "parameters": ("parameters (millions)", 1e-6),
@@ -96,7 +97,7 @@ def measure(settings: Settings) -> dict[str, dict[str, list]]:
     return results
 
 
-@_figures.style()
+@figures.style()
 def plot(results: dict, settings: Settings) -> None:
     """One panel for each measure, one line for each kind of lateral."""
     figure = Figure(figsize=(8, 2.6), layout="constrained")
@@ -109,7 +110,7 @@ def plot(results: dict, settings: Settings) -> None:
         ax.set_ylim(bottom=0)
     ax.legend(title="laterals", frameon=False, fontsize=8, title_fontsize=8)
     figure.supxlabel("columns", fontsize=9)
-    _figures.save(figure, settings.out, "growth")
+    figures.save(figure, settings.out, "growth")
 
 
 def main(settings: Settings) -> None:

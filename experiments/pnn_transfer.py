@@ -31,7 +31,7 @@ import optax
 
 import jaxcl
 from jaxcl import analysis, data, masks, metrics, models, replicas, study, train
-from jaxcl._text import markdown, plus_minus
+from jaxcl.report.text import markdown, plus_minus
 
 RATES = (0.003, 0.01, 0.03, 0.1)  # of SGD with momentum 0.9
 SOURCE_EXAMPLES, SOURCE_EPOCHS, SOURCE_BATCH = 5000, 5, 32

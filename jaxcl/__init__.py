@@ -1,21 +1,28 @@
 """jaxcl: parameter-isolation continual learning in JAX.
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
-`pnn` decide which, task after task. `masks` holds the pytrees of masks. The submodules `models`,
+`pnn` decide which, task after task. `masks` holds the pytrees of masks. The modules `models`,
 `train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report`
 are loaded when they are first used.
 """
 
 import importlib
+from typing import TYPE_CHECKING
 
-from jaxcl import masks
-from jaxcl._hat import HATState, gate, hat
-from jaxcl._isolate import IsolateState, isolate, set_trainable
-from jaxcl._method import Method, finetune, multihead
-from jaxcl._model import LateralSpec, Model
-from jaxcl._packnet import PackNetState, ledger, packnet
-from jaxcl._pnn import PNNState, pnn
+from jaxcl import wiring
+from jaxcl.core import masks
+from jaxcl.core.isolate import IsolateState, isolate, set_trainable
+from jaxcl.core.method import Method, finetune, multihead
+from jaxcl.core.model import LateralSpec, Model
+from jaxcl.methods.hat import HATState, gate, hat
+from jaxcl.methods.packnet import PackNetState, ledger, packnet
+from jaxcl.methods.pnn import PNNState, pnn
 from jaxcl.wiring import Wiring, trace_wiring
+
+if TYPE_CHECKING:
+    from jaxcl import data, models, report, study, train
+    from jaxcl.report import analysis, metrics
+    from jaxcl.study import checkpoint, recipes, replicas
 
 __version__ = "0.1.0"
 
@@ -49,12 +56,19 @@ __all__ = [
     "study",
     "trace_wiring",
     "train",
+    "wiring",
 ]
+
+_LAZY = {
+    **{name: f"jaxcl.{name}" for name in ("data", "models", "report", "study", "train")},
+    **{name: f"jaxcl.report.{name}" for name in ("analysis", "metrics")},
+    **{name: f"jaxcl.study.{name}" for name in ("checkpoint", "recipes", "replicas")},
+}
 
 
 def __getattr__(name: str):
-    if name in __all__:  # the submodules; all else is here already
-        return importlib.import_module(f"jaxcl.{name}")
+    if name in _LAZY:
+        return importlib.import_module(_LAZY[name])
     raise AttributeError(f"module 'jaxcl' has no attribute {name!r}")
 
 

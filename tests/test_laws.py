@@ -19,7 +19,7 @@ from flax import nnx
 
 import jaxcl
 from jaxcl import data, models, recipes, replicas, study, train
-from jaxcl._hat import fold
+from jaxcl.methods.hat import fold
 
 TASKS = 3
 CLASSES = 3

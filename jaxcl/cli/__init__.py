@@ -1,0 +1,1 @@
+"""The command `jaxcl`: words to calls. Nothing imports it, and it may import every other room."""

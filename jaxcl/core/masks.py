@@ -1,0 +1,324 @@
+"""Pytrees of masks: by path, by magnitude, by attention; their counts and bytes.
+
+A mask is a *prefix tree* of the parameters: one leaf may stand for a whole subtree. It is matched
+to the parameters by path, so dicts, `nnx.State`, tuples and NamedTuples may be mixed. In a mask
+named `trainable`, True means "may change".
+"""
+
+import re
+from collections.abc import Callable, Container, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcl.core.checks import check_choice, check_number, shorten
+
+PyTree = Any
+TIES = ("exact", "original")
+SCOPES = ("leaf", "global")
+
+
+class Attended(NamedTuple):
+    """HAT's soft mask of one leaf, `1 - min(source, target)`, kept as its two factors.
+
+    The mask itself is as large as the leaf; its factors are vectors, and the product is formed
+    inside the update.
+
+    Attributes:
+        source: attention of the units that feed the leaf, in [0, 1]; broadcasts against the leaf.
+        target: attention of the units that the leaf feeds; likewise.
+    """
+
+    source: jax.Array
+    target: jax.Array
+
+
+def is_mask(node: Any) -> bool:
+    """True for a node that is one mask leaf although it is a pytree."""
+    return isinstance(node, Attended)
+
+
+def dense(mask: Any) -> jax.Array:
+    """The array of one mask leaf: bool, or float in [0, 1]."""
+    if isinstance(mask, Attended):
+        return 1 - jnp.minimum(*jnp.broadcast_arrays(*mask))
+    return jnp.asarray(mask)
+
+
+def keys_of(path: tuple) -> tuple[str, ...]:
+    """The keys of a JAX key path as strings; the `value` that ends every nnx path is dropped."""
+    keys = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+    return keys[:-1] if path and _ends_nnx_path(path[-1]) else keys
+
+
+def path_str(path: tuple) -> str:
+    """A JAX key path as one string.
+
+    >>> leaves = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 0.0}]})
+    >>> path_str(leaves[0][0])
+    'layers/0/kernel'
+    """
+    return "/".join(keys_of(path))
+
+
+def map_with_path(function: Callable, tree: PyTree, *rest: PyTree, is_leaf=None) -> PyTree:
+    """`jax.tree.map` whose function also gets each leaf's path as a string, first."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, *leaves: function(path_str(path), *leaves), tree, *rest, is_leaf=is_leaf
+    )
+
+
+def leaves_by_path(tree: PyTree, is_leaf=None) -> dict[str, Any]:
+    """The leaves of a tree by their path."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
+    return {path_str(path): leaf for path, leaf in leaves}
+
+
+def resolve(mask: PyTree, params: PyTree) -> PyTree:
+    """Expands a prefix tree of masks to one array for each leaf of the parameters.
+
+    Args:
+        mask: prefix tree of `params`; its leaves broadcast against the leaves below them.
+        params: pytree of arrays.
+
+    Returns:
+        A tree of the structure of `params`. Its arrays broadcast against those of `params`.
+
+    Raises:
+        ValueError: naming the leaf that the mask does not cover, the mask's leaf that covers
+            nothing, or the pair whose shapes do not fit.
+    """
+    return map_with_path(_fitted, expand(mask, params), params, is_leaf=is_mask)
+
+
+def expand(mask: PyTree, params: PyTree) -> PyTree:
+    """Like `resolve`, but leaves each mask as it is: one mask leaf for each parameter leaf."""
+    prefixes = {
+        keys_of(path): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(mask, is_leaf=is_mask)
+    }
+    unused = set(prefixes)
+
+    def find(path, _):
+        keys = keys_of(path)
+        for length in range(len(keys), -1, -1):
+            if keys[:length] in prefixes:
+                unused.discard(keys[:length])
+                return prefixes[keys[:length]]
+        raise ValueError(
+            f"The mask has no leaf for parameter '{'/'.join(keys)}'; expected a prefix tree of "
+            f"the parameters, with True (trainable), False or a float for every leaf."
+        )
+
+    expanded = jax.tree_util.tree_map_with_path(find, params)
+    if unused and not _has_masked_nodes(params):
+        raise ValueError(
+            f"The mask's leaf '{'/'.join(min(unused))}' matches no parameter; the parameters are "
+            f"{shorten(sorted(leaves_by_path(params)))}."
+        )
+    return expanded
+
+
+def check_prefix(mask: PyTree, params: PyTree) -> None:
+    """Raises ValueError, naming the leaf, where a mask does not fit the parameters."""
+    if jax.tree.leaves(params):  # optax calls `init` with an empty placeholder to label its state
+        jax.eval_shape(resolve, mask, params)
+
+
+def by_path(params: PyTree, rules: Sequence[tuple[str, Any]]) -> PyTree:
+    """One value for each leaf, from ordered patterns on its path; the first match wins.
+
+    Args:
+        params: pytree of parameters.
+        rules: pairs of a regular expression, searched in the path (`"head/"`, `"kernel$"`, `""` for
+            all), and the value of the leaves that match.
+
+    Returns:
+        A tree of the structure of `params` with the rules' values as leaves.
+
+    Raises:
+        ValueError: naming the leaf that no pattern covers, or the pattern that no leaf has.
+
+    >>> params = {"head": {"kernel": 0.0}, "layer": {"bias": 0.0, "kernel": 0.0}}
+    >>> by_path(params, [("head/", True), ("kernel$", False), ("", True)])
+    {'head': {'kernel': True}, 'layer': {'bias': True, 'kernel': False}}
+    """
+    paths = leaves_by_path(params)
+    for pattern, _ in rules:
+        if not any(re.search(pattern, path) for path in paths):
+            raise ValueError(
+                f"The pattern {pattern!r} matches no parameter; the parameters are "
+                f"{shorten(sorted(paths))}."
+            )
+
+    def value_of(path, _):
+        for pattern, value in rules:
+            if re.search(pattern, path):
+                return value
+        raise ValueError(
+            f"No pattern covers parameter '{path}'; add a rule for it, or end the rules with "
+            f"('', value) for all the rest."
+        )
+
+    return map_with_path(value_of, params)
+
+
+def smallest_fraction(
+    values: PyTree,
+    fraction: jax.typing.ArrayLike,
+    among: PyTree | None = None,
+    *,
+    ties: Literal["exact", "original"] = "exact",
+    scope: Literal["leaf", "global"] = "leaf",
+) -> PyTree:
+    """Marks the share of the entries with the smallest magnitude.
+
+    Of the `n` entries in `among`, the `round(fraction * n)` smallest in magnitude are marked, with
+    the product and the rounding (halves to even) of Python's floats, whether or not JAX computes
+    in float64. Nothing is marked for 0, everything in `among` for 1.
+
+    Args:
+        values: pytree of arrays.
+        fraction: share in [0, 1]; may be traced. Its own precision counts: 0.3 of 95 entries are
+            28, but what float32 makes of 0.3 is a little more, and that share of them is 29.
+        among: tree of bool arrays with the shapes of `values`: the entries that are ranked. All by
+            default.
+        ties: `"exact"` marks exactly the stated number, the earlier of equal entries first;
+            `"original"` marks every entry up to the cut-off value, so all that are equal to it.
+        scope: rank each leaf on its own, or all leaves together.
+
+    Returns:
+        A tree of bool arrays with the shapes of `values`.
+
+    Raises:
+        ValueError: if `fraction` is a number outside [0, 1], or an option is unknown.
+
+    Source: PackNet's original code, `prune.py`: the k-th smallest value is the cut-off.
+    Differs: the original fails where the number rounds to 0; here nothing is marked.
+
+    >>> print(smallest_fraction(jnp.array([3.0, -1.0, 2.0, -4.0]), 0.5))
+    [False  True  True False]
+    """
+    check_number("fraction", fraction, least=0, most=1)
+    check_choice("ties", ties, TIES)
+    check_choice("scope", scope, SCOPES)
+    if among is None:
+        among = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), values)
+
+    def mark(value, candidates):
+        magnitude = jnp.where(candidates, jnp.abs(value), jnp.inf).ravel()
+        total = jnp.sum(candidates)
+        with jax.enable_x64(True):
+            number = jnp.round(jnp.asarray(fraction, jnp.float64) * total).astype(total.dtype)
+        order = jnp.argsort(magnitude, stable=True)
+        if ties == "exact":
+            ranks = jnp.zeros(magnitude.size, int).at[order].set(jnp.arange(magnitude.size))
+            marked = ranks < number
+        else:
+            cutoff = magnitude[order[jnp.maximum(number - 1, 0)]]
+            marked = (magnitude <= cutoff) & (number > 0)
+        return marked.reshape(candidates.shape) & candidates
+
+    if scope == "leaf":
+        return jax.tree.map(mark, values, among)
+    leaves, structure = jax.tree.flatten(values)
+    ends = np.cumsum([leaf.size for leaf in leaves])[:-1]
+    flat = mark(
+        jnp.concatenate([leaf.ravel() for leaf in leaves]),
+        jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(among)]),
+    )
+    marked = [part.reshape(leaf.shape) for part, leaf in zip(jnp.split(flat, ends), leaves)]
+    return jax.tree.unflatten(structure, marked)
+
+
+def count(mask: PyTree, params: PyTree | None = None) -> jax.Array:
+    """Number of entries that are True (or not zero), over all leaves.
+
+    Args:
+        mask: tree of masks; a prefix tree if `params` is given.
+        params: the parameters, to which the mask is expanded.
+
+    Returns:
+        An integer scalar.
+    """
+    if params is not None:
+        mask = jax.tree.map(
+            lambda m, leaf: jnp.broadcast_to(m, leaf.shape), resolve(mask, params), params
+        )
+    leaves = jax.tree.leaves(mask, is_leaf=is_mask)
+    return sum((jnp.sum(dense(leaf) != 0) for leaf in leaves), jnp.int32(0))
+
+
+def capacity(used: PyTree) -> jax.Array:
+    """Share of entries that are True, over all leaves, in [0, 1]."""
+    return count(used) / max(sum(leaf.size for leaf in jax.tree.leaves(used)), 1)
+
+
+def summary(params: PyTree, chosen: Container[str], name: str = "prunable") -> str:
+    """A table of all leaves, which says of each whether it is among the chosen ones.
+
+    Args:
+        params: pytree of arrays, or of their shapes.
+        chosen: paths of leaves, such as the keys of PackNet's `state.owner`.
+        name: what the chosen leaves are.
+
+    Returns:
+        A line for each leaf with its path, shape and number of entries, and one with the totals.
+
+    >>> layer = {"bias": jnp.zeros(3), "w": jnp.zeros((4, 3))}
+    >>> params = {"head": jnp.zeros((3, 2)), "layer": layer}
+    >>> print(summary(params, {"layer/w"}))
+    leaf        shape   entries  prunable
+    head        (3, 2)        6  no
+    layer/bias  (3,)          3  no
+    layer/w     (4, 3)       12  yes
+    1 of 3 leaves is prunable: 12 of 21 entries
+    """
+    leaves = leaves_by_path(params)
+    rows = [("leaf", "shape", "entries", name)]
+    rows += [
+        (path, str(tuple(leaf.shape)), f"{leaf.size:,}", "yes" if path in chosen else "no")
+        for path, leaf in leaves.items()
+    ]
+    width = [max(map(len, column)) for column in zip(*rows)]
+    lines = [f"{p:{width[0]}}  {s:{width[1]}}  {n:>{width[2]}}  {c}" for p, s, n, c in rows]
+    taken = [leaf.size for path, leaf in leaves.items() if path in chosen]
+    lines.append(
+        f"{len(taken)} of {len(leaves)} leaves {'is' if len(taken) == 1 else 'are'} {name}: "
+        f"{sum(taken):,} of {sum(leaf.size for leaf in leaves.values()):,} entries"
+    )
+    return "\n".join(lines)
+
+
+def size_bytes(tree: PyTree) -> int:
+    """Bytes that the arrays of a tree occupy."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _fitted(path: str, mask: Any, leaf: Any) -> jax.Array:
+    array, shape = dense(mask), jnp.shape(leaf)
+    if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"The mask of '{path}' must be bool or float, got {array.dtype}.")
+    try:
+        fits = jnp.broadcast_shapes(array.shape, shape) == shape
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"The mask of '{path}' has shape {array.shape}, which does not broadcast to the "
+            f"parameter's shape {shape}."
+        )
+    return array.reshape((1,) * (len(shape) - array.ndim) + array.shape)
+
+
+def _has_masked_nodes(params: PyTree) -> bool:
+    """True inside `optax.masked` and `optax.partition`, which cut the others' leaves out."""
+    nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
+    return any(isinstance(node, optax.MaskedNode) for node in nodes)
+
+
+def _ends_nnx_path(key: Any) -> bool:
+    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"

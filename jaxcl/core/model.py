@@ -1,0 +1,59 @@
+"""What the library trains: a network as pure functions. Loads no Flax."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxcl.wiring.trace import Wiring
+
+PyTree = Any
+
+
+class LateralSpec(NamedTuple):
+    """Where a lateral connection of a progressive network leaves and arrives; no batch axis.
+
+    Attributes:
+        hidden: shape of the source activation, the layer's input: `[H, W, C]` or `[N]`.
+        out: shape of the pre-activation that the lateral is added to.
+        kernel: spatial size of the lateral convolution; None if the lateral is dense.
+        strides: strides of the lateral convolution; None if dense.
+        padding: "SAME" or "VALID"; None if dense.
+    """
+
+    hidden: tuple[int, ...]
+    out: tuple[int, ...]
+    kernel: tuple[int, int] | None = None
+    strides: tuple[int, int] | None = None
+    padding: str | None = None
+
+
+class Model(NamedTuple):
+    """A network as pure functions: they may be jitted, vmapped, differentiated and scanned.
+
+    Parameters are nested dicts of float32 arrays. `statistics` is everything else that the network
+    carries from step to step, above all the running averages of BatchNorm; `{}` where there is
+    nothing. With `train=True` dropout is on, BatchNorm normalizes with the batch's own statistics,
+    and the statistics returned are the updated ones; otherwise they come back as they were.
+
+    Attributes:
+        init: `init(key) -> (params, statistics)`.
+        apply: `apply(params, statistics, x, *, train=False, key=None) -> (logits, statistics)`,
+            with x `[B, ...]` and logits `[B, C]`. The built-in models multiply each layer's output
+            by `params["gates"][name]` `[N]` if there are gates. A model with statistics also takes
+            `freeze_norm=True`: in training, norms use their running averages and leave them alone.
+        column: `column(params, statistics, x, laterals, *, train=False, key=None) -> (logits,
+            hiddens, statistics)`: `laterals[i]`, or nothing where it is None, is added to the
+            pre-activation of `Model.laterals[i]`; `hiddens[i]` is that layer's input.
+        laterals: one LateralSpec for each layer from the second to the head.
+        wiring: HAT's table, for the built-in models.
+        frozen: `frozen(params, statistics, x) -> features`: the part of the network that does not
+            change while a task trains, if there is one. `apply` then takes `features=` to save it.
+    """
+
+    init: Callable[[jax.Array], tuple[PyTree, PyTree]]
+    apply: Callable[..., tuple[jax.Array, PyTree]]
+    column: Callable | None = None
+    laterals: tuple[LateralSpec, ...] = ()
+    wiring: Wiring | None = None
+    frozen: Callable[..., PyTree] | None = None

@@ -1,0 +1,329 @@
+"""HAT: hard attention to the task."""
+
+import math
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl.core import masks
+from jaxcl.core.checks import check_choice, check_count, check_number
+from jaxcl.core.method import Method, draw
+from jaxcl.wiring.trace import Wiring, check_wiring
+
+PyTree = Any
+
+MOST_EXPONENT = 50.0  # the original's thres_cosh
+MOST_EMBEDDING = 6.0  # the original's thres_emb
+GRADIENTS = ("original", "clipped", "ideal")
+
+
+class HATState(NamedTuple):
+    """State of `hat`.
+
+    Attributes:
+        attention: for each gate a [units] array in [0, 1], the largest attention that any finished
+            task pays to the unit: a_l^{<=t}.
+    """
+
+    attention: dict[str, jax.Array]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def gate(embedding, s, s_max, gradient="original"):
+    """The attention `sigmoid(s * embedding)` with HAT's compensated gradient.
+
+    Args:
+        embedding: float array of any shape.
+        s: scale, scalar, above 0.
+        s_max: scale at the end of the annealing, scalar.
+        gradient: which derivative to use with respect to `embedding`:
+            `"original"`: the annealed gate's, times the published compensation, as float32
+            evaluates it: exactly 0 for active units once s * e exceeds about 17;
+            `"clipped"`: the closed form, damped where the exponent's clip at 50 takes effect;
+            `"ideal"`: the closed form s_max * sigmoid'(e), a straight-through estimator.
+
+    Returns:
+        Array in [0, 1] of the shape of `embedding`. No gradient reaches `s` and `s_max`.
+
+    Raises:
+        ValueError: for an unknown `gradient`.
+
+    Source: HAT (2018), Sec. 2.5; compensation and clip at 50 as in the authors' `hat.py`.
+    """
+    check_choice("gate: gradient", gradient, GRADIENTS)
+    return jax.nn.sigmoid(s * embedding)
+
+
+def _gate_fwd(embedding, s, s_max, gradient):
+    check_choice("gate: gradient", gradient, GRADIENTS)
+    attention = jax.nn.sigmoid(s * embedding)
+    return attention, (embedding, s, s_max, attention)
+
+
+def _gate_bwd(gradient, residuals, cotangent):
+    e, s, s_max, a = residuals
+    if gradient == "original":
+        exponent = jnp.clip(s * e, -MOST_EXPONENT, MOST_EXPONENT)
+        compensation = s_max / s * (jnp.cosh(exponent) + 1) / (jnp.cosh(e) + 1)
+        slope = s * a * (1 - a) * compensation
+    else:
+        slope = s_max / (2 * (jnp.cosh(e) + 1))
+        if gradient == "clipped":
+            window = (jnp.cosh(jnp.asarray(MOST_EXPONENT, e.dtype)) + 1) / (jnp.cosh(s * e) + 1)
+            slope = slope * jnp.minimum(1, window)
+    return cotangent * slope, jnp.zeros_like(s), jnp.zeros_like(s_max)
+
+
+gate.defvjp(_gate_fwd, _gate_bwd)
+
+
+def annealed(progress: Any, s_max: Any) -> Any:
+    """The gates' scale `s`, which rises within every epoch from 1 / s_max to s_max.
+
+    Args:
+        progress: position in the epoch, in [0, 1].
+        s_max: scale at the epoch's end, above 0.
+
+    Returns:
+        A float scalar above 0.
+
+    Source: HAT (2018) Eq. 3, where progress is (b - 1) / (B - 1) for batch b of B.
+    """
+    return 1 / s_max + (s_max - 1 / s_max) * progress
+
+
+def hat(
+    wiring: Wiring | None,
+    tasks: int,
+    *,
+    s_max: jax.typing.ArrayLike = 400.0,
+    c: jax.typing.ArrayLike = 0.75,
+    hard: bool = False,
+    gradient: Literal["original", "clipped", "ideal"] = "original",
+    embedding: Literal["normal", "uniform"] = "normal",
+) -> Method:
+    """HAT: each task learns which units it attends to, and protects those that it used.
+
+    Every hidden unit of every gated layer has one gate for each task. Once a task ends, a weight
+    may change by the factor `1 - min(a_out, a_in)` of the largest attention that its two ends got.
+    An end without a gate counts as always used.
+
+    Args:
+        wiring: which leaves the gates scale and protect; `models` give theirs, `trace_wiring`
+            derives a user's.
+        tasks: number of tasks.
+        s_max: scale of the gates at the end of an epoch and in evaluation; above 1.
+        c: weight of the regularizer, at least 0.
+        hard: evaluate, store and protect with the thresholded gates `embedding > 0`. Then a
+            finished task's network never changes. False is the published method, whose nearly
+            binary gates let a little through.
+        gradient: see `gate`.
+        embedding: start values, N(0, 1) or U(0, 2).
+
+    Returns:
+        A method whose `theta` is `{"params": ..., "embeddings": {gate: [tasks, units]}}`. The first
+        task may change every leaf. Leaves between ungated ends are frozen after it, heads among
+        them, so wrap the method with `multihead`; a kernel that reads gates and feeds none goes on
+        learning from the units that are not used yet.
+
+    Raises:
+        ValueError: for settings out of range, and at `init` if the wiring does not fit the
+            parameters.
+
+    Source: Serra et al., HAT (2018), Eqs. 1 to 5; authors' code for evaluation with s_max.
+    Differs: the factor scales the optimizer's update, not only the gradient, so that it also
+        works under momentum and Adam; for the original's plain SGD this is the same. `hard=True`
+        is ours.
+    """
+    if wiring is None:
+        raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")
+    check_count("hat: tasks", tasks)
+    check_number("hat: s_max", s_max, above=1)
+    check_number("hat: c", c, least=0)
+    check_choice("hat: gradient", gradient, GRADIENTS)
+    check_choice("hat: embedding", embedding, ("normal", "uniform"))
+
+    def init(key, params):
+        check_wiring(wiring, params)
+        sampler = {"normal": jax.random.normal, "uniform": partial(jax.random.uniform, maxval=2.0)}
+        names = sorted(wiring.gates)
+        tables = draw(sampler[embedding], key, [(tasks, wiring.gates[name]) for name in names])
+        embeddings = dict(zip(names, tables))
+        attention = {name: jnp.zeros(units) for name, units in wiring.gates.items()}
+        return {"params": params, "embeddings": embeddings}, HATState(attention)
+
+    def gates(theta, task, progress):
+        s = s_max if progress is None else annealed(progress, s_max)
+
+        def attend(table):
+            if hard and progress is None:
+                return (table[task] > 0).astype(table.dtype)
+            scales = jnp.asarray(s, table.dtype), jnp.asarray(s_max, table.dtype)
+            return gate(table[task], *scales, gradient)
+
+        return jax.tree.map(attend, theta["embeddings"])
+
+    def view(theta, state, task, progress=None):
+        attention, params = gates(theta, task, progress), theta["params"]
+        if hard and progress is None:
+            params = cut_unattended(wiring, params, attention)
+        if wiring.native:
+            return params | {"gates": attention}
+        return fold(wiring, params, attention)
+
+    def trainable(theta, state, task):
+        def share(path, leaf):
+            if path in wiring.inputs:
+                source = input_factor(wiring, path, leaf, state.attention)
+            if path in wiring.outputs:
+                target = state.attention[wiring.outputs[path]]
+                return masks.Attended(source, target) if path in wiring.inputs else 1 - target
+            first = jnp.asarray(task == 0, bool)
+            return jnp.where(first, 1, 1 - source) if path in wiring.inputs else first
+
+        own_row = (jnp.arange(tasks) == task)[:, None]
+        return {
+            "params": masks.map_with_path(share, theta["params"]),
+            "embeddings": jax.tree.map(lambda _: own_row, theta["embeddings"]),
+        }
+
+    def penalty(theta, state, task, progress=None):
+        return c * regularizer(gates(theta, task, progress), state.attention)
+
+    def project(theta):
+        clip = partial(jnp.clip, min=-MOST_EMBEDDING, max=MOST_EMBEDDING)
+        return theta | {"embeddings": jax.tree.map(clip, theta["embeddings"])}
+
+    def end_task(theta, state, task):
+        attention = gates(theta, task, None)
+        return theta, HATState(jax.tree.map(jnp.maximum, state.attention, attention))
+
+    return Method(
+        init=init,
+        begin_task=lambda key, theta, state, task: (theta, state),
+        view=view,
+        trainable=trainable,
+        penalty=penalty,
+        project=project,
+        end_task=end_task,
+        capacity=lambda theta, state: masks.capacity(
+            attended_weights(wiring, theta["params"], state.attention)
+        ),
+        overlap=lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
+        tasks=tasks,
+        root="params/",
+    )
+
+
+def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:
+    """The attention that a task pays to units that no finished task uses, as a share of them.
+
+    Args:
+        gates: the running task's attention, a tree of [units] arrays in [0, 1].
+        attention: the finished tasks' attention, likewise.
+
+    Returns:
+        A scalar in [0, 1]: `sum a (1 - a_before) / sum (1 - a_before)` over all gates together; 0
+        where no unit is free.
+
+    Source: HAT (2018) Eqs. 4 and 5.
+    """
+    free = jax.tree.map(lambda a: 1 - a, attention)
+    spent = jax.tree.map(lambda g, f: jnp.sum(g * f), gates, free)
+    spent = sum(jax.tree.leaves(spent))
+    total = sum(jnp.sum(f) for f in jax.tree.leaves(free))
+    return jnp.where(total > 1e-6, spent / jnp.maximum(total, 1e-6), 0.0)
+
+
+def input_factor(wiring: Wiring, path: str, leaf: jax.Array, gates: PyTree) -> jax.Array:
+    """The gates along a kernel's input axis, as an array that broadcasts against the kernel.
+
+    Raw input counts as always used: 1. A channel that a flattening spreads over space repeats its
+    gate (NHWC: the whole vector is tiled). In a grouped convolution each output sees its own
+    group's inputs alone.
+    """
+    segments = [
+        jnp.ones(repeats) if name is None else jnp.tile(gates[name], repeats)
+        for name, repeats in wiring.inputs[path]
+    ]
+    factor = jnp.concatenate(segments)[:, None]
+    groups = wiring.groups.get(path, 1)
+    if groups > 1:
+        factor = jnp.repeat(factor.reshape(groups, -1), leaf.shape[-1] // groups, axis=0).T
+    return factor.reshape((1,) * (leaf.ndim - 2) + factor.shape)
+
+
+def fold(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
+    """Scales each kernel's input axis by the gates that feed it.
+
+    This equals multiplying the activations, whatever the activation function, if the gate is the
+    last operation before the kernel.
+    """
+
+    def scale(path, leaf):
+        if path not in wiring.inputs:
+            return leaf
+        return leaf * input_factor(wiring, path, leaf, gates).astype(leaf.dtype)
+
+    return masks.map_with_path(scale, params)
+
+
+def cut_unattended(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
+    """Zeroes what feeds a unit whose gate is 0, so that a task's network holds only its own."""
+
+    def cut(path, leaf):
+        if path not in wiring.outputs:
+            return leaf
+        return jnp.where(gates[wiring.outputs[path]] == 0, jnp.zeros_like(leaf), leaf)
+
+    return masks.map_with_path(cut, params)
+
+
+def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTree:
+    """Which weights lie between two attended units: bool, one array for each gated kernel.
+
+    Source: HAT (2018), Sec. 4.4: capacity used is the share of these weights.
+    """
+    leaves = masks.leaves_by_path(params)
+    return {
+        path: jnp.broadcast_to(
+            masks.dense(
+                masks.Attended(
+                    input_factor(wiring, path, leaves[path], attention),
+                    attention[wiring.outputs[path]],
+                )
+            )
+            < 0.5,
+            leaves[path].shape,
+        )
+        for path in wiring.inputs
+        if path in wiring.outputs
+    }
+
+
+def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
+    """The share of the network's weights that both of two tasks use: between two open gates.
+
+    Args:
+        wiring: HAT's table.
+        params: the network's parameters, or their shapes.
+        embeddings: for each gate [tasks, units]; a gate is open where the embedding is positive.
+
+    Returns:
+        [tasks, tasks], in [0, 1]; the diagonal is what each task uses by itself.
+    """
+    gates = jax.tree.map(lambda e: (e > 0).astype(jnp.float32), embeddings)
+    leaves, both, total = masks.leaves_by_path(params), jnp.float32(0), 0
+    for path in [path for path in wiring.inputs if path in wiring.outputs]:
+        leaf, target = leaves[path], gates[wiring.outputs[path]]
+        source = jax.vmap(lambda g: input_factor(wiring, path, leaf, g))(gates)  # noqa: B023
+        source = source.reshape(*source.shape[:1], *source.shape[-2:])
+        if source.shape[-1] == 1:  # all outputs have the same inputs
+            used = jnp.einsum("tik,sik->ts", source, source) * (target @ target.T)
+        else:
+            used = jnp.einsum("tio,sio,to,so->ts", source, source, target, target)
+        both += used * math.prod(leaf.shape[:-2])
+        total += leaf.size
+    return both / max(total, 1)

@@ -1,0 +1,48 @@
+"""Networks: the MLP and the AlexNet-like net of HAT, ResNet-18 and VGG-16; adapters for yours.
+
+`mlp`, `alexnet`, `resnet18` and `vgg16` give a Model; MLP, AlexNetLike, ResNet18 and VGG16 are the
+Flax modules behind them. `from_nnx`, `from_linen` and `from_function` make a Model of yours, whose
+convolutions train faster on a CPU with `conv_general_dilated`.
+
+It imports `core` and `wiring`, and Flax; `study`, `report` and `cli` may import it.
+"""
+
+from jaxcl.models.builtin import (
+    MLP,
+    VGG16,
+    AlexNetLike,
+    Chain,
+    LateralSpec,
+    Model,
+    ResNet18,
+    Unit,
+    alexnet,
+    conv_general_dilated,
+    from_function,
+    from_linen,
+    from_nnx,
+    mlp,
+    parameter_count,
+    resnet18,
+    vgg16,
+)
+
+__all__ = [
+    "MLP",
+    "VGG16",
+    "AlexNetLike",
+    "Chain",
+    "LateralSpec",
+    "Model",
+    "ResNet18",
+    "Unit",
+    "alexnet",
+    "conv_general_dilated",
+    "from_function",
+    "from_linen",
+    "from_nnx",
+    "mlp",
+    "parameter_count",
+    "resnet18",
+    "vgg16",
+]

@@ -1,0 +1,216 @@
+"""Networks: the MLP and the AlexNet-like net of HAT, ResNet-18 and VGG-16; adapters for yours.
+
+`mlp`, `alexnet`, `resnet18` and `vgg16` give a Model; MLP, AlexNetLike, ResNet18 and VGG16 are the
+Flax modules behind them. `from_nnx`, `from_linen` and `from_function` make a Model of yours, whose
+convolutions train faster on a CPU with `conv_general_dilated`.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import jax
+
+from jaxcl.core.convolution import conv_general_dilated
+from jaxcl.core.model import LateralSpec, Model
+from jaxcl.models.adapters import from_function, from_linen, from_nnx, functional
+from jaxcl.models.chain import Chain, Unit
+from jaxcl.models.resnet import ResNet18
+
+__all__ = [
+    "MLP",
+    "VGG16",
+    "AlexNetLike",
+    "Chain",
+    "LateralSpec",
+    "Model",
+    "ResNet18",
+    "Unit",
+    "alexnet",
+    "conv_general_dilated",
+    "from_function",
+    "from_linen",
+    "from_nnx",
+    "mlp",
+    "parameter_count",
+    "resnet18",
+    "vgg16",
+]
+
+
+def mlp(
+    features_in: int, hidden: Sequence[int] = (400, 400), classes: int = 10, **options
+) -> Model:
+    """A multilayer perceptron: MLP, whose arguments but for `rngs` it takes, as a Model.
+
+    Raises:
+        ValueError: if a width is below 1, a rate is outside [0, 1), or `init` is unknown.
+
+    Source: HAT's network for MNIST [joansj/hat, src/networks/mlp_hat.py] is this one:
+
+    >>> model = mlp(784, (2000, 2000), dropout=0.5, input_dropout=0.2)
+    >>> parameter_count(jax.eval_shape(model.init, jax.random.key(0))[0])
+    5592010
+    """
+    return _model(partial(MLP, features_in, hidden, classes, **options))
+
+
+def alexnet(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
+    """HAT's AlexNet-like network: AlexNetLike, whose arguments but for `rngs` it takes, as a Model.
+
+    Raises:
+        ValueError: if the images are too small, a width is below 1, a rate is outside [0, 1), or
+            `init` is unknown.
+    """
+    return _model(partial(AlexNetLike, shape, classes, **options))
+
+
+def resnet18(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
+    """ResNet-18 for small images: ResNet18, whose arguments but for `rngs` it takes, as a Model.
+
+    Raises:
+        ValueError: if a width is below 1 or `init` is unknown.
+    """
+    return _model(partial(ResNet18, shape, classes, **options))
+
+
+def vgg16(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
+    """VGG-16 for small images: VGG16, whose arguments but for `rngs` it takes, as a Model.
+
+    Raises:
+        ValueError: if the images are below 32 x 32, a width is below 1, a rate is outside [0, 1),
+            or `init` is unknown.
+    """
+    return _model(partial(VGG16, shape, classes, **options))
+
+
+def parameter_count(params: Any) -> int:
+    """Number of entries of a pytree of arrays, or of their shapes from `jax.eval_shape`."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+class MLP(Chain):
+    """A multilayer perceptron.
+
+    Args:
+        features_in: number of input features.
+        hidden: widths of the hidden layers.
+        classes: width of the head.
+        dropout: dropout rate of the hidden layers.
+        **options: input_dropout, init, dtype and rngs; see Chain.
+    """
+
+    def __init__(
+        self,
+        features_in: int,
+        hidden: Sequence[int] = (400, 400),
+        classes: int = 10,
+        *,
+        dropout: float = 0.0,
+        **options,
+    ):
+        units = [Unit(width, dropout=dropout) for width in hidden]
+        super().__init__((features_in,), units, classes, **options)
+
+
+class AlexNetLike(Chain):
+    """The AlexNet-like network of the HAT paper: three convolutions and two dense layers.
+
+    Args:
+        shape: `(H, W, C)` of one input.
+        classes: width of the head.
+        widths: of the five layers.
+        dropout: rates of the five layers.
+        **options: init, dtype and rngs; see Chain. The paper initializes by init="xavier", its
+            code by "torch".
+
+    Source: Serra et al. 2018, section 4; [joansj/hat, src/networks/alexnet_hat.py].
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (32, 32, 3),
+        classes: int = 10,
+        *,
+        widths: Sequence[int] = (64, 128, 256, 2048, 2048),
+        dropout: Sequence[float] = (0.2, 0.2, 0.5, 0.5, 0.5),
+        **options,
+    ):
+        if len(widths) != 5 or len(dropout) != 5:
+            raise ValueError(f"widths and dropout need five entries, not {widths} and {dropout}.")
+        kernels = (4, 3, 2, 0, 0)
+        units = [
+            Unit(width, kernel, dropout=rate, pool=kernel > 0)
+            for width, kernel, rate in zip(widths, kernels, dropout, strict=True)
+        ]
+        super().__init__(shape, units, classes, **options)
+
+
+class VGG16(Chain):
+    """VGG-16: thirteen convolutions and two dense layers, which are small as the images are.
+
+    Args:
+        shape: `(H, W, C)` of one input.
+        classes: width of the head.
+        width: channels of the first convolution; the others have 1, 2, 4 and 8 times as many.
+        hidden: widths of the dense layers.
+        norm: BatchNorm after every convolution.
+        dropout: dropout rate of the dense layers.
+        **options: init ("he" by default), dtype and rngs; see Chain.
+
+    Source: Simonyan & Zisserman 2015, configuration D.
+    Differs: dense layers of 512 instead of 4096 units; with norm, the convolutions have no biases.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int] = (32, 32, 3),
+        classes: int = 10,
+        *,
+        width: int = 64,
+        hidden: Sequence[int] = (512, 512),
+        norm: bool = True,
+        dropout: float = 0.5,
+        init: str = "he",
+        **options,
+    ):
+        multiples = (1, 1, 2, 2, 4, 4, 4, 8, 8, 8, 8, 8, 8)
+        pooled = (1, 3, 6, 9, 12)
+        convolutions = [
+            Unit(width * multiple, 3, "SAME", norm=norm, pool=i in pooled)
+            for i, multiple in enumerate(multiples)
+        ]
+        dense = [Unit(n, dropout=dropout) for n in hidden]
+        super().__init__(shape, convolutions + dense, classes, init=init, **options)
+
+
+def _model(build: Callable) -> Model:
+    """A built-in network as a Model."""
+    net, init, run = functional(lambda rngs: build(rngs=rngs))
+    laterals, wiring = net.tables()
+
+    def split(params):
+        """Parameters and gates."""
+        params = dict(params)
+        gates = params.pop("gates", None) or {}
+        unknown = sorted(set(gates) - set(wiring.gates))
+        if unknown:
+            raise ValueError(f"no gate is called {unknown[0]!r}; expected {list(wiring.gates)}.")
+        return params, gates
+
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+        params, gates = split(params)
+        call = lambda net: net(x, gates=gates)  # noqa: E731
+        return run(call, params, statistics, train, key, freeze_norm)
+
+    def column(params, statistics, x, added, *, train=False, key=None):
+        if len(added) != len(laterals):
+            raise ValueError(f"expected {len(laterals)} laterals, one a layer, not {len(added)}.")
+        params, gates = split(params)
+        (logits, hiddens), statistics = run(
+            lambda net: net.column(x, added, gates=gates), params, statistics, train, key
+        )
+        return logits, hiddens, statistics
+
+    return Model(init, apply, column, laterals, wiring)

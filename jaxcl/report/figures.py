@@ -1,0 +1,260 @@
+"""The plots of studies, of sweeps and of sensitivities, all in one style. Needs matplotlib.
+
+Each function gives a figure, and `save` writes it. A user's style changes neither, and is left as
+it is.
+"""
+
+import contextlib
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
+
+from jaxcl.report import metrics
+from jaxcl.report.text import label, plus_minus
+
+MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
+
+_COLORS = {"finetune": "#8c8c8c", "joint": "#262626"}
+_COLORS |= {"hat": "#d1550b", "packnet": "#00876a", "pnn": "#0b66ad"}
+_SPARE_COLORS = ("#b5528f", "#c99700", "#6a5bb0", "#4aa3d8", "#8a5a2b")
+_SHADES = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.02, 0.72, 256)))
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "jaxcl",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "axes.linewidth": 0.6,
+    "xtick.color": "#999999",
+    "ytick.color": "#999999",
+    "xtick.labelcolor": "#444444",
+    "ytick.labelcolor": "#444444",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+}
+_CENTERED = {"ha": "center", "va": "center_baseline"}
+
+
+@contextlib.contextmanager
+def style():
+    """The style of all plots, for a `with` statement or as a decorator."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+@style()
+def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
+    """Writes a figure as SVG and as PNG, the same bytes for the same figure.
+
+    Args:
+        figure: the figure.
+        folder: where the files go; it is made if need be.
+        name: of the files.
+
+    Returns:
+        The paths of the SVG and of the PNG.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    svg, png = folder / f"{name}.svg", folder / f"{name}.png"
+    dpi = min(200, MOST_PIXELS / max(figure.get_size_inches()))
+    figure.savefig(svg, dpi=dpi, metadata={"Date": None})
+    figure.savefig(png, dpi=dpi)
+    return [svg, png]
+
+
+@style()
+def accuracy(methods: Mapping[str, np.ndarray]) -> Figure:
+    """Each task's accuracy as the sequence goes on, a panel for each method.
+
+    Args:
+        methods: accuracy matrices [seeds, tasks, tasks] in [0, 1].
+    """
+    tasks = next(iter(methods.values())).shape[-1]
+    width = min(4, max(1.56, 7.8 / len(methods)))
+    figure, axes = _panels(list(methods), width, height=1.75, share=True)
+    colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.74, tasks))
+    seen, few, lowest = np.tri(tasks, dtype=bool), tasks <= 10, 100.0
+    for name, ax in axes.items():
+        values = 100 * methods[name]
+        mean, half = metrics.confidence_interval(values)
+        lowest = min(lowest, values[:, seen].min())
+        for k, color in enumerate(colors):  # the line of a task begins at its number
+            x, y, band = np.arange(k, tasks) + 1, mean[k:, k], half[k:, k]
+            _band(ax, x, y, band, color=color, alpha=0.2 if few else 0.06)
+            ax.plot(x, y, color=color, lw=1.3)
+            dot = {"ms": 8.5 if few else 4, "mec": "white", "mew": 0.6, "clip_on": False}
+            ax.plot(x[:1], y[:1], "o", color=color, zorder=3 + k, **dot)
+            if few and np.isfinite(y[0]):
+                size = 6.5 if k < 9 else 5.5
+                number = {"fontsize": size, "weight": "bold", "zorder": 3 + k, "color": "white"}
+                ax.text(1 + k, y[0], str(1 + k), **number, **_CENTERED)
+        final = metrics.confidence_interval(metrics.average_accuracy(methods[name]))
+        ax.set_title(plus_minus(final), loc="right", fontsize=7.5, color="#666666")
+        _ticks(ax.xaxis, tasks)
+    bottom = max(10 * math.floor(lowest / 10 - 0.1), 0)
+    next(iter(axes.values())).set_ylim(bottom, 100 + 0.04 * (100 - bottom))
+    return _name_axes(figure, "after training on task", "test accuracy (%)")
+
+
+@style()
+def matrix(methods: Mapping[str, np.ndarray]) -> Figure:
+    """The accuracy matrices, a panel for each method.
+
+    Args:
+        methods: accuracy matrices [seeds, tasks, tasks] in [0, 1].
+    """
+    means = {name: 100 * values.mean(axis=0) for name, values in methods.items()}
+    tasks = next(iter(means.values())).shape[-1]
+    seen, numbers = np.tri(tasks, dtype=bool), tasks <= 10
+    lowest = min(90, *(mean[seen].min() for mean in means.values()))
+    size = 1.55 if tasks <= 6 else 2.5
+    figure, axes = _panels(list(means), width=size, height=size)
+    cells: Any = None
+    for name, ax in axes.items():
+        shown, written = np.where(seen, means[name], np.nan), means[name] if numbers else None
+        cells = _cells(ax, shown, written, lowest, 100, fontsize=min(7, 65 / tasks))
+        ax.set(aspect="equal", ylim=(tasks, 0))
+        _ticks(ax.xaxis, tasks, start=0.5)
+        _ticks(ax.yaxis, tasks, start=0.5)
+    if not numbers:
+        figure.colorbar(cells, ax=list(axes.values()), shrink=0.7).outline.set_visible(False)
+    return _name_axes(figure, "test accuracy (%) on task", "after training on task")
+
+
+@style()
+def capacity(methods: Mapping[str, np.ndarray | None]) -> Figure:
+    """What is used after each task, a line for each method that has a capacity.
+
+    Args:
+        methods: shares in use [seeds, tasks] in [0, 1], or None.
+    """
+    used = {name: 100 * values for name, values in methods.items() if values is not None}
+    tasks = next(iter(used.values())).shape[-1]
+    figure = Figure(figsize=(5, 2.8), layout="constrained")
+    ax, x, ends = figure.subplots(), np.arange(tasks) + 1, {}
+    for name, values in used.items():
+        (mean, half), color = metrics.confidence_interval(values), _color(name, methods)
+        _band(ax, x, mean, half, color=color, alpha=0.2)
+        ax.plot(x, mean, "o-", color=color, lw=1.5, ms=3.5, clip_on=False)
+        ends[name] = mean[-1]
+    height = -np.inf
+    for name, end in sorted(ends.items(), key=lambda item: item[1]):
+        height = max(end, height + 7)  # labels keep a distance of 7 points of capacity
+        place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
+        words = {"color": _color(name, methods), "weight": "bold", "annotation_clip": False}
+        ax.annotate(label(name), (tasks, height), **place, **words)
+    ax.set_ylim(0, 100)
+    _ticks(ax.xaxis, tasks)
+    return _name_axes(figure, "after training on task", "capacity used (%)")
+
+
+@style()
+def shares(
+    panels: Mapping[str, np.ndarray], layers: Sequence[str], columns: Sequence[str]
+) -> Figure:
+    """Shares [layers, columns] in [0, 1], a panel for each title; the first layer is lowest."""
+    rows, width = len(layers), len(columns)
+    size = (len(panels) * max(1.4, 0.75 * width) + 0.7, 0.45 * rows + 0.9)
+    figure = Figure(figsize=size, layout="compressed")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for ax, (title, values) in zip(axes, panels.items(), strict=True):
+        _cells(ax, 100 * values, 100 * values, 0, 100)
+        ax.set_title(title, weight="bold", color=_COLORS["pnn"])
+        ax.set_xticks(np.arange(width) + 0.5, columns)
+        ax.set_yticks(np.arange(rows) + 0.5, layers)
+    return _name_axes(figure, "share of each column (%)", "hidden layer")
+
+
+@style()
+def heat_map(
+    values: np.ndarray, rows: Sequence[str], columns: Sequence[str], names: tuple[str, str]
+) -> Figure:
+    """Accuracy for each pair of settings, the highest in bold.
+
+    Args:
+        values: accuracy [rows, columns] in [0, 1].
+        rows: what each row stands for; the first is highest.
+        columns: what each column stands for.
+        names: of what differs down the rows, "" for nothing, and across the columns.
+    """
+    height, width = values.shape
+    size = (1.6 + 0.8 * width, 1.1 + 0.5 * height)
+    figure = Figure(figsize=size, layout="constrained")
+    ax, shown = figure.subplots(), 100 * values
+    _cells(ax, shown, shown, shown.min(), shown.max(), digits=1, fontsize=9)
+    ax.texts[int(np.argmax(values))].set_fontweight("bold")
+    ax.set(ylim=(height, 0), xlabel=names[1], ylabel=names[0], title="validation accuracy (%)")
+    ax.set_xticks(np.arange(width) + 0.5, columns)
+    ax.set_yticks(np.arange(height) + 0.5 if names[0] else [], rows if names[0] else [])
+    return figure
+
+
+def _panels(names: list[str], width: float, height: float, share: bool = False):
+    """One panel of this size (inches) for each method, no wider than a README: {name: axes}."""
+    rows = math.ceil(len(names) / (8 // width))
+    columns = math.ceil(len(names) / rows)
+    size = (columns * width + 0.5, rows * height + 0.6)
+    figure = Figure(figsize=size, layout="constrained" if share else "compressed")
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=share, sharey=share)
+    for i, ax in enumerate(grid.flat):
+        if i >= len(names):
+            ax.remove()
+            continue
+        ax.set_title(label(names[i]), color=_color(names[i], names), weight="bold")
+        ax.tick_params(labelbottom=i + columns >= len(names), labelleft=i % columns == 0)
+    return figure, dict(zip(names, grid.flat, strict=False))
+
+
+def _band(ax, x, mean, half, **look) -> None:
+    """The interval around a line, in percent, which ends at 100."""
+    ax.fill_between(x, mean - half, np.minimum(mean + half, 100), lw=0, **look)
+
+
+def _cells(ax, shown, written, low: float, high: float, digits: int = 0, fontsize: float = 7):
+    """A cell for each value [rows, columns], colored if `shown`, and with its number if `written`.
+
+    Returns:
+        The colored cells.
+    """
+    edge = 0 if written is None else 1.0
+    scale = {"cmap": _SHADES, "vmin": low, "vmax": high}
+    cells = ax.pcolormesh(shown, edgecolors="white", linewidth=edge, **scale)
+    for (i, k), value in np.ndenumerate([] if written is None else written):
+        color = "#b5b5b5"  # pale: without a colored cell
+        if np.isfinite(shown[i, k]):
+            color = "white" if cells.norm(value) > 0.8 else "#222222"
+        if np.isfinite(value):
+            text = f"{value:.{digits}f}"
+            ax.text(k + 0.5, i + 0.5, text, color=color, fontsize=fontsize, **_CENTERED)
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0, labelsize=7.5)
+    return cells
+
+
+def _name_axes(figure: Figure, x: str, y: str) -> Figure:
+    figure.supxlabel(x, fontsize=9, color="#444444")
+    figure.supylabel(y, fontsize=9, color="#444444")
+    return figure
+
+
+def _ticks(axis, tasks: int, start: float = 1) -> None:
+    step = 1 if tasks <= 10 else math.ceil(tasks / 4)
+    shown = np.unique([1, *range(step, tasks + 1, step)])
+    axis.set_ticks(shown - 1 + start, shown)
+
+
+def _color(name: str, names) -> str:
+    """A method keeps its color in every plot; a name we do not know takes a spare one."""
+    spare = [other for other in names if other not in _COLORS]
+    return _COLORS.get(name) or _SPARE_COLORS[spare.index(name) % len(_SPARE_COLORS)]

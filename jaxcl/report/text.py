@@ -1,0 +1,81 @@
+"""Names, numbers, tables and files of text, as reports and experiments write them."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxcl.report.metrics import Interval
+
+_LABELS = {"finetune": "Fine-tuning", "joint": "Joint"}
+_LABELS |= {"hat": "HAT", "packnet": "PackNet", "pnn": "PNN"}
+
+
+def label(method: str) -> str:
+    """What a method is called in tables and plots; an unknown name stays as it is."""
+    return _LABELS.get(method, method)
+
+
+def percent(fraction: float, digits: int = 1) -> str:
+    """A fraction in percent, never -0.0.
+
+    >>> percent(0.1234), percent(-0.0001)
+    ('12.3', '0.0')
+    """
+    return f"{round(100 * float(fraction), digits) + 0.0:.{digits}f}"
+
+
+def plus_minus(interval: Interval | None, digits: int = 1) -> str:
+    """Mean and half width of a fraction, in percent; the mean alone for one seed, "-" for none.
+
+    >>> plus_minus(Interval(0.7, 0.166)), plus_minus(Interval(0.7, float("nan"))), plus_minus(None)
+    ('70.0 ± 16.6', '70.0', '-')
+    """
+    if interval is None:
+        return "-"
+    mean, half_width = (percent(value, digits) for value in interval)
+    return f"{mean} ± {half_width}" if np.isfinite(interval.half_width) else mean
+
+
+def size(count: int) -> str:
+    """A number of bytes.
+
+    >>> size(2048), size(500)
+    ('2.0 kB', '500 B')
+    """
+    for unit_bytes, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if abs(count) >= unit_bytes:
+            return f"{count / unit_bytes:,.1f} {unit}"
+    return f"{count} B"
+
+
+def listed(words: Sequence[str]) -> str:
+    """Words in a sentence.
+
+    >>> listed(["PNN", "HAT", "PackNet"])
+    'PNN, HAT and PackNet'
+    """
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def markdown(header: Sequence, rows: Iterable[Sequence], left: int = 1) -> str:
+    """A table in Markdown, whose first columns are aligned to the left and all others to the right.
+
+    >>> print(markdown(["method", "%"], [["a|b", 90]]))
+    | method | % |
+    | :-- | --: |
+    | a\\|b | 90 |
+    """
+    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    cells.insert(1, [":--"] * left + ["--:"] * (len(header) - left))
+    return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Writes a file whole or not at all, so that nobody sees half of one; its path."""
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path

@@ -1,0 +1,48 @@
+"""The training engine: one learner, one task, one epoch, as pure functions.
+
+Everything here can be jitted, vmapped over learners and placed on a mesh by the caller; `study`
+does. `task`, `epoch` and all numbers are traced, so one compiled program serves a whole sequence.
+It imports `core` alone; `methods`, `study` and whatever comes after them may import it.
+"""
+
+from jaxcl.train.loop import (
+    Data,
+    Learner,
+    Metrics,
+    Plan,
+    Setup,
+    begin_phase,
+    begin_task,
+    check,
+    end_phase,
+    end_task,
+    epoch,
+    evaluate,
+    evaluate_all,
+    examples,
+    frozen_features,
+    grow,
+    network,
+    start,
+)
+
+__all__ = [
+    "Data",
+    "Learner",
+    "Metrics",
+    "Plan",
+    "Setup",
+    "begin_phase",
+    "begin_task",
+    "check",
+    "end_phase",
+    "end_task",
+    "epoch",
+    "evaluate",
+    "evaluate_all",
+    "examples",
+    "frozen_features",
+    "grow",
+    "network",
+    "start",
+]

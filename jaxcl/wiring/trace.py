@@ -1,0 +1,360 @@
+"""HAT's table: which leaf, along which axis, each gate scales; by hand, or traced from a model.
+
+Multiplying unit i of a layer by its gate equals scaling row i of every kernel that reads the unit,
+whatever lies in between, if the gate is the last operation before the kernel. So a table of leaves
+is all that HAT needs to know about a network, and it needs no change to the network's code.
+
+`trace_wiring` derives the table. It runs the model on *labels*: each element of each activation
+carries the hidden unit that it belongs to, and each value made of parameters alone remembers which
+axes of which leaf it shows. The two meet at the matrix products and convolutions, which are the
+table's rows. Whatever mixes units otherwise, like a layer norm, is an error.
+"""
+
+import difflib
+import itertools
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxcl.core import masks
+from jaxcl.core.checks import check_pattern, shorten
+from jaxcl.wiring.primitives import (
+    CONST,
+    RAW,
+    RULES,
+    Param,
+    full,
+    heads,
+    inline,
+    live,
+    other,
+    shows,
+    whole,
+)
+
+PyTree = Any
+
+
+class Wiring(NamedTuple):
+    """Which axis of which leaf each gate scales, protects, or both.
+
+    An entry of a leaf is protected by the smaller of the gates at its two ends. An axis without a
+    gate counts as always used, and so do leaves that are in neither table.
+
+    Attributes:
+        gates: number of units of each gate. Layers whose outputs are added share one gate.
+        inputs: for a kernel's path, what feeds its input axis (-2): segments (gate, repeats) in
+            the axis' order. `repeats` > 1 tiles the gate, as flattening NHWC features does. A
+            segment (None, width) is raw input, which has no gate.
+        outputs: for a leaf's path, the gate on its output axis (-1): kernels, biases, and the
+            scales and shifts of per-unit norms.
+        native: the model multiplies its activations by `params["gates"]` itself.
+        groups: for the path of a grouped convolution's kernel, the number of groups G. Its input
+            segments then span all inputs, G times the kernel's axis: output o reads slice
+            o // (outputs / G).
+    """
+
+    gates: Mapping[str, int]
+    inputs: Mapping[str, tuple[tuple[str | None, int], ...]]
+    outputs: Mapping[str, str]
+    native: bool = False
+    groups: Mapping[str, int] = {}
+
+
+def check_wiring(wiring: Wiring, params: PyTree) -> None:
+    """Checks that a table fits the parameters.
+
+    Args:
+        wiring: the table.
+        params: pytree of arrays, or of anything that has a shape.
+
+    Raises:
+        ValueError: naming the first entry that is no leaf, names no gate or has the wrong width,
+            or the gate that no leaf feeds or none reads.
+    """
+    shapes = {path: np.shape(leaf) for path, leaf in masks.leaves_by_path(params).items()}
+    for name, units in wiring.gates.items():
+        if units < 1:
+            raise ValueError(f"Gate '{name}' of the wiring has {units} units; expected 1 or more.")
+    for path in [*wiring.inputs, *wiring.outputs, *wiring.groups]:
+        if path not in shapes:
+            raise ValueError(f"The wiring's '{path}' is no parameter{_nearest(path, shapes)}.")
+    read = [(path, name) for path, parts in wiring.inputs.items() for name, _ in parts if name]
+    for path, name in [*read, *wiring.outputs.items()]:
+        if name not in wiring.gates:
+            hint = _nearest(name, wiring.gates)
+            raise ValueError(f"The wiring puts '{path}' on gate '{name}', which is no gate{hint}.")
+    for path, groups in wiring.groups.items():
+        if path not in wiring.inputs or groups < 1 or shapes[path][-1] % groups:
+            raise ValueError(
+                f"The wiring's groups of '{path}' must divide its {shapes[path][-1]} outputs, and "
+                f"its inputs must be given; got {groups}."
+            )
+    for path, parts in wiring.inputs.items():
+        width = sum(repeats * (wiring.gates[name] if name else 1) for name, repeats in parts)
+        shape, groups = shapes[path], wiring.groups.get(path, 1)
+        if len(shape) < 2 or shape[-2] * groups != width or min(r for _, r in parts) < 1:
+            raise ValueError(
+                f"The wiring's inputs of '{path}' span {width} units; expected the input axis (-2) "
+                f"of its shape {shape}{f' times {groups} groups' if groups > 1 else ''}."
+            )
+    for path, name in wiring.outputs.items():
+        if shapes[path][-1:] != (wiring.gates[name],):
+            raise ValueError(
+                f"The wiring puts '{path}' of shape {shapes[path]} on gate '{name}' with "
+                f"{wiring.gates[name]} units; expected as many as its last axis has."
+            )
+    for name in wiring.gates:
+        if name not in wiring.outputs.values():
+            raise ValueError(f"No leaf in the wiring's outputs feeds gate '{name}'.")
+        if name not in {gate for _, gate in read}:
+            raise ValueError(f"No kernel in the wiring's inputs reads gate '{name}'.")
+
+
+def trace_wiring(
+    apply: Callable, params: PyTree, x: PyTree, gates: Sequence[str] | None = None
+) -> Wiring:
+    """Derives the table for any model by following its hidden units through the computation.
+
+    Every dense and convolution layer but the last gets a gate. Layers whose outputs are added or
+    multiplied share the first one's. A gate is named after the kernel's parent, or after the kernel
+    where the parent has several.
+
+    Args:
+        apply: function (params, x) -> logits, in inference mode. Statistics are best closed over.
+        params: pytree of arrays or `jax.ShapeDtypeStruct`; kernels are [..., in, out].
+        x: a batch of examples (one is enough), or its `jax.ShapeDtypeStruct`. Nothing is computed.
+        gates: list of regular expressions, searched in the kernels' paths: gate these layers alone.
+            Through the activations of all others anything may be done: attention, layer norms,
+            lookups.
+
+    Returns:
+        The table. Leaves that belong to no gated unit are in neither of its halves.
+
+    Raises:
+        ValueError: if `gates` is empty or no list of regular expressions, or one of them finds no
+            layer; naming the operation and the nearest parameter, where units are mixed by
+            anything but a kernel, where a gated activation is added to an ungated one, where a
+            leaf is used in two ways, or where the table has no words for what happens.
+
+    Source: HAT (2018), Sec. 2.2 and 2.3, which treats plain stacks of layers.
+    Differs: skip connections, concatenation, per-unit norms and grouped convolutions are ours.
+
+    >>> import jax.numpy as jnp
+    >>> params = {"a": {"kernel": jnp.ones((2, 3))}, "b": {"kernel": jnp.ones((3, 4))}}
+    >>> apply = lambda p, x: jax.nn.relu(x @ p["a"]["kernel"]) @ p["b"]["kernel"]
+    >>> wiring = trace_wiring(apply, params, jnp.ones((1, 2)))
+    >>> wiring.gates, wiring.inputs["b/kernel"], wiring.outputs
+    ({'a': 3}, (('a', 1),), {'a/kernel': 'a'})
+    """
+    if isinstance(gates, str) or (gates is not None and not len(gates)):
+        raise ValueError(
+            f"trace_wiring: gates must be a list of at least one regular expression, such as "
+            f"['up'], got {gates!r}; None gates every layer but the last."
+        )
+    for pattern in gates or ():
+        check_pattern("trace_wiring: gates", pattern)
+    leaves = {path: tuple(leaf.shape) for path, leaf in masks.leaves_by_path(params).items()}
+    jaxpr = jax.make_jaxpr(apply)(params, x).jaxpr
+    fresh, values, ops = itertools.count(), {}, []
+    numbers = {var: next(fresh) for var in jaxpr.invars}
+    results = inline(jaxpr, numbers, fresh, values, ops)
+    ops = live(ops, results)
+
+    weights, data = dict(enumerate(leaves)), range(len(leaves), len(jaxpr.invars))
+    last_kernels = heads(ops, weights, data, results)
+    patterns = [""] if gates is None else list(gates)
+    trace = _Trace(
+        gated=lambda path: path not in last_kernels and any(re.search(p, path) for p in patterns),
+        leaves=leaves,
+    )
+    for number, path in weights.items():
+        values[number] = whole(path, leaves[path])
+    for number in data:
+        values[number] = full(jaxpr.invars[number].aval.shape, RAW)
+    last = {number: op for op in ops for number in op.ins} | dict.fromkeys(results)
+    for op in ops:
+        trace.op = op
+        outs = RULES.get(op.name, other)(trace, op, *(values[i] for i in op.ins))
+        values.update(zip(op.outs, outs))
+        for number in {i for i in op.ins if last[i] is op}:
+            del values[number]  # labels are as large as activations
+    for result in results:
+        if isinstance(values[result], Param):
+            trace.attach(values[result], full((), RAW))
+        elif values[result].max(initial=CONST) >= 0:
+            trace.fail("gives results with a gate that no kernel reads")
+
+    for pattern in patterns:
+        if not any(re.search(pattern, path) for path in trace.layers):
+            known = shorten(sorted(path for path, shape in leaves.items() if len(shape) > 1))
+            raise ValueError(
+                f"trace_wiring: gates={gates} finds no hidden dense or convolution layer for "
+                f"{pattern!r} (the last layer has no gate); the kernels are {known}."
+            )
+    return trace.wiring()
+
+
+class _Trace:
+    """What tracing finds: the layers' units, which of them share a gate, and the leaves' uses."""
+
+    def __init__(self, gated: Callable[[str], bool], leaves: Mapping[str, tuple[int, ...]]):
+        self.gated = gated
+        self.leaves = leaves
+        self.layers = {}  # kernel's path -> its units' numbers
+        self.root = np.array([CONST, RAW])  # unit -> first unit with its gate; root[RAW] is RAW
+        self.uses = {}  # path -> labels along its input axis, its output axis (or None), groups
+        self.op: Any = None
+        self.nearest = None
+
+    def use(self, path, inputs=None, outputs=None, groups=1):
+        self.nearest = path
+        self.uses.setdefault(path, []).append((inputs, outputs, groups))
+
+    def units(self, path, number):
+        """The labels of a layer's units."""
+        if path not in self.layers:
+            self.layers[path] = np.arange(number) + len(self.root) - 2
+            self.root = np.concatenate([self.root[:-2], self.layers[path], self.root[-2:]])
+        return self.layers[path]
+
+    def join(self, arrays, scaling):
+        """Labels of an elementwise result. Units that meet there get one gate."""
+        labels = full(self.op.shapes[0], CONST)
+        for array in arrays:
+            labels, array = np.broadcast_arrays(self.root[labels], self.root[array])
+            low, high = np.minimum(labels, array), np.maximum(labels, array)
+            if not scaling and ((low == RAW) & (high >= 0)).any():
+                self.fail("combines a gated activation with one that has no gate")
+            meet = (low >= 0) & (low < high)
+            for pair in np.unique(low[meet] * len(self.root) + high[meet]):
+                first, second = sorted(self.root[list(divmod(pair, len(self.root)))])
+                self.root[self.root == second] = first
+            labels = self.root[high]
+        return labels
+
+    def collapse(self, labels, axes):
+        """Labels that are the same along `axes`, which stay with length 1."""
+        labels = self.root[labels]
+        top = labels.max(tuple(axes), keepdims=True)
+        if ((labels != top) & (labels != CONST)).any():
+            self.fail(f"mixes the units of {self.names(labels)}")
+        return top
+
+    def attach(self, param, labels):
+        """Notes that parameters act on an activation element by element."""
+        for leaf in param.leaves:
+            last = len(leaf.shape) - 1
+            if labels.max(initial=CONST) < 0 or math.prod(leaf.shape) == 1:
+                self.use(leaf.path)
+            elif leaf.axes is None or last not in leaf.axes:
+                self.nearest = leaf.path
+                self.fail(f"applies a parameter whose last axis is not {self.names(labels)}")
+            else:
+                axis = labels.ndim - len(leaf.axes) + leaf.axes.index(last)
+                self.use(leaf.path, None, self.vector(labels, [axis]))
+
+    def layer(self, labels, kernel, contracted, into, out, groups=1):
+        """Notes a dense or convolution layer that sums over the `contracted` axes of an activation,
+        to which the kernel's axes `into` belong; gives the labels along its axes `out`."""
+        gated, reads = any(self.gated(leaf.path) for leaf in kernel.leaves), labels.max() >= 0
+        if not gated and not reads:
+            self.attach(kernel, labels)
+            return full((math.prod(kernel.shape[i] for i in out),), RAW)
+        path, shape, _ = kernel.leaves[0]
+        self.nearest = path
+        if len(kernel.leaves) > 1 or (reads and not kernel.linear):
+            self.fail("applies a kernel that is computed from its parameter")
+        if not (shows(kernel, into, -2) and shows(kernel, out, -1)):
+            self.fail("applies a kernel whose last two axes are not its inputs and outputs")
+        units = self.units(path, shape[-1]) if gated else None
+        self.use(path, self.vector(labels, contracted), units, groups)
+        return full(shape[-1:], RAW) if units is None else units
+
+    def vector(self, labels, axes):
+        """The labels along some axes, which must be the same all over the others."""
+        return self.collapse(labels, [i for i in range(labels.ndim) if i not in axes]).ravel()
+
+    def names(self, labels):
+        owners = [path for path, units in self.layers.items() if np.isin(units, labels).any()]
+        return shorten([_layer_name(path, self.leaves) for path in owners])
+
+    def listed(self, labels, most=6):
+        """The first units of a vector, each by its layer and its number within it."""
+        names = []
+        for unit in labels[:most]:
+            path = next((path for path, units in self.layers.items() if unit in units), None)
+            name = path and f"{_layer_name(path, self.leaves)}[{unit - self.layers[path][0]}]"
+            names.append(name or "ungated")
+        return ", ".join(names) + ", ..." * (len(labels) > most)
+
+    def fail(self, what):
+        raise ValueError(
+            f"trace_wiring: the operation '{self.op.name}' {what}; the nearest parameter is "
+            f"'{self.nearest}'. Choose the layers that get a gate with gates=[...], or write the "
+            f"table by hand as a jaxcl.wiring.Wiring."
+        )
+
+    def wiring(self):
+        """The table, once all operations are traced."""
+        starts = {
+            units[0]: (_layer_name(path, self.leaves), len(units))
+            for path, units in self.layers.items()
+            if (self.root[units] == units).all()
+        }
+        inputs, outputs, groups = {}, {}, {}
+        for path, uses in self.uses.items():
+            found = {(*(self.segments(path, v, starts) for v in use[:2]), use[2]) for use in uses}
+            if len(found) > 1:
+                raise ValueError(
+                    f"trace_wiring: '{path}' is used in two ways that need different gates; choose "
+                    f"the layers that get a gate with gates=[...]."
+                )
+            inputs[path], outputs[path], groups[path] = found.pop()
+        for path, parts in outputs.items():
+            if parts and (len(parts) > 1 or parts[0][1] > 1):
+                raise ValueError(
+                    f"trace_wiring: the last axis of '{path}' has the gates {parts}; expected one. "
+                    f"Leave these layers out with gates=[...]."
+                )
+        return Wiring(
+            gates=dict(starts.values()),
+            inputs={path: parts for path, parts in inputs.items() if parts},
+            outputs={path: parts[0][0] for path, parts in outputs.items() if parts},
+            groups={path: number for path, number in groups.items() if number > 1},
+        )
+
+    def segments(self, path, vector, starts):
+        """A vector of labels as a tuple of (gate, repeats) and (None, width)."""
+        parts, at = [], 0
+        labels = self.root[[] if vector is None else vector]
+        while at < len(labels):
+            name, units = starts.get(labels[at], (None, 1))
+            whole = np.array_equal(labels[at : at + units], labels[at] + np.arange(units))
+            if labels[at] >= 0 and not (name and whole):
+                found = self.listed(labels[at:])
+                raise ValueError(
+                    f"trace_wiring: along an axis of '{path}' the units of {self.names(labels)} do "
+                    f"not come as a whole and in order, but from {at} on as {found}, where units "
+                    f"added or multiplied count as one. Keep each layer's channels together and "
+                    f"last, or leave these layers out with gates=[...]."
+                )
+            repeats = parts.pop()[1] if parts and parts[-1][0] == name else 0
+            parts.append((name, repeats + 1))
+            at += units
+        return tuple(parts)
+
+
+def _layer_name(path, leaves):
+    parent = path.rpartition("/")[0]
+    kernels = [p for p in leaves if p.rpartition("/")[0] == parent and len(leaves[p]) > 1]
+    return parent if parent and len(kernels) == 1 else path
+
+
+def _nearest(name, known):
+    close = difflib.get_close_matches(name, list(known), cutoff=0.5)
+    return f"; the nearest are {shorten(close)}" if close else ""

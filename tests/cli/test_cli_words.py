@@ -1,0 +1,188 @@
+"""The command's words: what it understands, and how it refuses before anything runs."""
+
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import jaxcl
+from jaxcl import data
+from jaxcl.cli import main as cli
+from jaxcl.study.recipes import Options
+
+
+@pytest.fixture(scope="module", autouse=True)
+def devices():
+    """The devices of conftest.py; from here on the command takes them as they are."""
+    jax.devices()
+    yield
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+def refused(capsys, *words, code=2):
+    """The one line that the command says when it ends with this code."""
+    with pytest.raises(SystemExit) as end:
+        cli.main([*words, "--no-cache"])
+    out, err = capsys.readouterr()
+    assert end.value.code == code
+    assert out == ""
+    assert err.count("\n") == 1
+    return err
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# Bad input
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (
+            "compare --methods hat,packnett",
+            "unknown method 'packnett'; the nearest names are packnet",
+        ),
+        ("compare --methods hat,hat", "names a method twice"),
+        ("compare --methods None", "--methods needs at least one of finetune, joint"),
+        (
+            "compare --benchmark split_digit",
+            "unknown benchmark 'split_digit'; the nearest names are",
+        ),
+        ("compare --benchmark split_digits --tasks 3", "tasks must share its 10 classes equally"),
+        ("compare --tasks 255", "tasks must be a whole number from 1 to 254, got 255"),
+        ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
+        ("compare --seeds 0", "--seeds must be at least 1, got 0"),
+        ("compare --epochs 0", "--epochs must be at least 1, got 0"),
+        ("compare --patience 0", "--patience must be at least 1, got 0"),
+        ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
+        ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
+        ("compare --methods packnet --prune 0", "gives up no weight, so none is free for task 2"),
+        ("compare --warn-free 2", "--warn-free must be at most 1, got 2.0"),
+        ("compare --learning-rate 0", "--learning-rate must be above 0, got 0.0"),
+        ("compare --column-width 0", "--column-width must be above 0, got 0.0"),
+        ("compare --c nan", "--c must be finite, got nan"),
+        ("compare --hidden None", "--hidden needs at least one width"),
+        ("compare --hidden 8,0", "--hidden must be at least 1, got 0"),
+        ("compare --name ../other", "--name must be the name of a folder"),
+        ("compare --devices 99", "--devices is 99, but there are 4 (cpu)"),
+        ("compare --split 3", "split must divide the 4 devices, got 3"),
+        ("compare --network alexnet", "8"),
+        ("compare --benchmark split_mnist --data-dir nowhere", "mnist is not prepared in"),
+        ("sweep hatt --c 1,2", "unknown method 'hatt'; the nearest names are hat"),
+        ("sweep hat", "nothing to sweep; give several values: --s-max 100,200,400"),
+        ("sweep hat --s-max None --c 1,2", "--s-max needs at least one value"),
+        ("sweep hat --prune 0.1,0.2", "--prune has no effect on hat; sweep --learning-rate"),
+        ("sweep packnet --prune 0.1,1.2", "--prune must be at most 1, got 1.2"),
+        ("sweep packnet --prune 0.5,0", "gives up no weight, so none is free for task 2"),
+        ("sweep packnet --prune 0.5,1e-3", "packnet: no weight is free for task 3 of 6"),
+        ("compare --warn-free -1", "--warn-free must be at least 0, got -1.0"),
+    ],
+)
+def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert message in refused(capsys, *words.split())
+    assert not any(tmp_path.iterdir())
+
+
+def test_bad_data_writes_nothing(tmp_path, monkeypatch, capsys):
+    def broken(*args, **options):
+        x = np.full((20, 3), np.nan, np.float32)
+        return data.from_arrays("broken", [(x, np.arange(20) % 2)])
+
+    monkeypatch.setattr(data, "load", broken)
+    message = refused(capsys, "compare", "--out", str(tmp_path))
+    assert "broken, task 0, data: x holds NaN" in message
+    assert not any(tmp_path.iterdir())
+
+
+def test_stopped_before_the_training(tmp_path, monkeypatch, capsys):
+    def stop(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(data, "load", stop)
+    assert "stopped before" in refused(capsys, "compare", "--out", str(tmp_path), code=130)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_of_something_else(tmp_path, capsys):
+    (tmp_path / "permuted_digits").mkdir()
+    (tmp_path / "permuted_digits" / "thesis.tex").write_text("precious")
+    before = snapshot(tmp_path)
+    for words in ([], ["--resume"]):
+        message = refused(capsys, "compare", "--out", str(tmp_path), *words)
+        assert "permuted_digits exists and holds no run of jaxcl" in message
+    (tmp_path / "file").write_text("precious")
+    assert "Not a directory" in refused(capsys, "compare", "--out", str(tmp_path / "file"))
+    assert snapshot(tmp_path) == {**before, tmp_path / "file": b"precious"}
+
+
+@pytest.mark.parametrize("module", ["tyro", "rich", "matplotlib"])
+def test_missing_extra(module, monkeypatch, capsys):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(
+        cli.importlib.util, "find_spec", lambda name: None if name == module else find(name)
+    )
+    message = refused(capsys, "compare")
+    assert f"needs {module}, which comes with the extra 'experiments'" in message
+    assert 'pip install "jaxcl[experiments]"' in message
+
+
+# Words
+
+
+def test_defaults_follow_the_benchmark():
+    command = cli.parse(["compare"])
+    assert command.training == Options(epochs=10)
+    assert command.run.benchmark == "permuted_digits"
+    for words in (["--benchmark", "split_mnist"], ["--benchmark=split_mnist"]):
+        training = cli.parse(["compare", *words, "--epochs", "3"]).training
+        assert (training.hidden, training.batch, training.epochs) == ((400, 400), 64, 3)
+
+
+def test_parses_what_settings_spell_out():
+    from jaxcl.cli.folder import command_line
+
+    words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
+    words += " --select loss --patience 5 --warn-free 0.1"
+    command = cli.parse(words.split())
+    assert (command.training.select, command.training.patience) == ("loss", 5)
+    assert command.methods == ("hat", "pnn")
+    assert (command.training.hidden, command.training.hard) == ((7, 8), False)
+    assert not command.run.cache
+    assert cli.parse(command_line(command).split()[1:]) == command
+    command = cli.parse(["sweep", "packnet", "--prune", "0.1,0.2"])
+    assert command.training.prune == (0.1, 0.2)
+    assert cli.parse(command_line(command).split()[1:]) == command
+
+
+@pytest.mark.parametrize("words", ["--help", "compare --help", "sweep --help"])
+def test_help(words, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(words.split())
+    assert end.value.code == 0
+    out = capsys.readouterr().out
+    assert "usage: jaxcl" in out
+    if words != "--help":
+        assert "--benchmark" in out
+        assert "permuted_fashion_mnist" in out
+        assert "--learning-rate" in out
+
+
+def test_as_a_module():
+    """In a process of its own: exit codes, and no traceback."""
+
+    def run(*words):
+        command = [sys.executable, "-m", "jaxcl", *words]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    version = run("--version")
+    assert (version.returncode, version.stdout) == (0, f"jaxcl {jaxcl.__version__}\n")
+    unknown = run("compare", "--methods", "nothing")
+    assert unknown.returncode == 2
+    assert unknown.stdout == ""
+    assert unknown.stderr.startswith("jaxcl: unknown method 'nothing'; the nearest names are ")
+    assert unknown.stderr.count("\n") == 1
