@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 
 from jaxcl import wiring
 from jaxcl.core import masks
+from jaxcl.core.heads import multihead
 from jaxcl.core.isolate import IsolateState, isolate, set_trainable
-from jaxcl.core.method import Method, finetune, multihead
+from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
+from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
 from jaxcl.methods.packnet import PackNetState, ledger, packnet
 from jaxcl.methods.pnn import PNNState, pnn

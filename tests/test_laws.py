@@ -20,6 +20,7 @@ from flax import nnx
 import jaxcl
 from jaxcl import data, models, recipes, replicas, study, train
 from jaxcl.methods.hat import fold
+from jaxcl.train import loop
 
 TASKS = 3
 CLASSES = 3
@@ -407,7 +408,7 @@ def gradients_only(inner, trainable=True):
 
 @pytest.mark.parametrize("method", ["packnet zero", "hat"])
 def test_law_1_bites_a_mask_in_front_of_the_optimizer(method, monkeypatch):
-    monkeypatch.setattr(train, "isolate", gradients_only)
+    monkeypatch.setattr(loop, "isolate", gradients_only)
     optimizers = ("momentum", "adamw")
     setup = make_setup(method, "mlp", "built in", optimizers=optimizers)
     broken = forgotten(setup, "mlp", optimizers, retrain="packnet" in method)

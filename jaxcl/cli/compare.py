@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import numpy as np
@@ -19,17 +19,17 @@ from jaxcl.cli.folder import claim, write_settings
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.core import masks
 from jaxcl.core.checks import shorten
+from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
 from jaxcl.report.text import percent
 from jaxcl.study import checkpoint, recipes, replicas
-from jaxcl.study.events import Study
+from jaxcl.study.programs import Study
 from jaxcl.study.replicas import Device
 
 if TYPE_CHECKING:
     from jaxcl.cli.main import Compare, Run
 
-PyTree = Any
 
 UNSHARED = ("finetune", "joint")  # all tasks use the whole network: no capacity to speak of
 DIVIDED = ("hat", "packnet")  # each task leaves less of one network to the next

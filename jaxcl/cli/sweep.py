@@ -23,7 +23,7 @@ from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.report import figures, metrics
 from jaxcl.report.text import markdown, plus_minus, write_whole
 from jaxcl.study import recipes, replicas
-from jaxcl.study.events import Study
+from jaxcl.study.programs import Study
 from jaxcl.study.recipes import SWEPT, Options
 from jaxcl.study.replicas import Device
 

@@ -3,9 +3,10 @@
 Each check raises ValueError with the name that it is given, what was expected and what came.
 """
 
+import difflib
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -76,3 +77,9 @@ def load_extra(module: str, remedy: str = 'pip install "jaxcl[experiments]"') ->
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(f"{module} cannot be imported ({error}): {remedy}") from error
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that resemble one, as the end of an error message."""
+    close = difflib.get_close_matches(name, list(known), cutoff=0.5)
+    return f"; the nearest are {shorten(close)}" if close else ""

@@ -1,14 +1,13 @@
 """Element-wise, per-task freezing around any optax optimizer."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxcl.core import masks
-
-PyTree = Any
+from jaxcl.core.trees import PyTree
 
 
 class IsolateState(NamedTuple):

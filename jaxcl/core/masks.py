@@ -6,7 +6,7 @@ named `trainable`, True means "may change".
 """
 
 import re
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Container, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -15,8 +15,36 @@ import numpy as np
 import optax
 
 from jaxcl.core.checks import check_choice, check_number, shorten
+from jaxcl.core.trees import (
+    PyTree,
+    keys_of,
+    leaves_by_path,
+    map_with_path,
+    path_str,
+    size_bytes,
+)
 
-PyTree = Any
+__all__ = [
+    "SCOPES",
+    "TIES",
+    "Attended",
+    "by_path",
+    "capacity",
+    "check_prefix",
+    "count",
+    "dense",
+    "expand",
+    "is_mask",
+    "keys_of",
+    "leaves_by_path",
+    "map_with_path",
+    "path_str",
+    "resolve",
+    "size_bytes",
+    "smallest_fraction",
+    "summary",
+]
+
 TIES = ("exact", "original")
 SCOPES = ("leaf", "global")
 
@@ -46,35 +74,6 @@ def dense(mask: Any) -> jax.Array:
     if isinstance(mask, Attended):
         return 1 - jnp.minimum(*jnp.broadcast_arrays(*mask))
     return jnp.asarray(mask)
-
-
-def keys_of(path: tuple) -> tuple[str, ...]:
-    """The keys of a JAX key path as strings; the `value` that ends every nnx path is dropped."""
-    keys = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-    return keys[:-1] if path and _ends_nnx_path(path[-1]) else keys
-
-
-def path_str(path: tuple) -> str:
-    """A JAX key path as one string.
-
-    >>> leaves = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 0.0}]})
-    >>> path_str(leaves[0][0])
-    'layers/0/kernel'
-    """
-    return "/".join(keys_of(path))
-
-
-def map_with_path(function: Callable, tree: PyTree, *rest: PyTree, is_leaf=None) -> PyTree:
-    """`jax.tree.map` whose function also gets each leaf's path as a string, first."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_str(path), *leaves), tree, *rest, is_leaf=is_leaf
-    )
-
-
-def leaves_by_path(tree: PyTree, is_leaf=None) -> dict[str, Any]:
-    """The leaves of a tree by their path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return {path_str(path): leaf for path, leaf in leaves}
 
 
 def resolve(mask: PyTree, params: PyTree) -> PyTree:
@@ -293,11 +292,6 @@ def summary(params: PyTree, chosen: Container[str], name: str = "prunable") -> s
     return "\n".join(lines)
 
 
-def size_bytes(tree: PyTree) -> int:
-    """Bytes that the arrays of a tree occupy."""
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
 def _fitted(path: str, mask: Any, leaf: Any) -> jax.Array:
     array, shape = dense(mask), jnp.shape(leaf)
     if array.dtype != bool and not jnp.issubdtype(array.dtype, jnp.floating):
@@ -318,7 +312,3 @@ def _has_masked_nodes(params: PyTree) -> bool:
     """True inside `optax.masked` and `optax.partition`, which cut the others' leaves out."""
     nodes = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, optax.MaskedNode))
     return any(isinstance(node, optax.MaskedNode) for node in nodes)
-
-
-def _ends_nnx_path(key: Any) -> bool:
-    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"

@@ -1,13 +1,37 @@
 """What the library trains: a network as pure functions. Loads no Flax."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 import jax
 
-from jaxcl.wiring.trace import Wiring
+from jaxcl.core.trees import PyTree
 
-PyTree = Any
+
+class Wiring(NamedTuple):
+    """Which axis of which leaf each gate scales, protects, or both.
+
+    An entry of a leaf is protected by the smaller of the gates at its two ends. An axis without a
+    gate counts as always used, and so do leaves that are in neither table.
+
+    Attributes:
+        gates: number of units of each gate. Layers whose outputs are added share one gate.
+        inputs: for a kernel's path, what feeds its input axis (-2): segments (gate, repeats) in
+            the axis' order. `repeats` > 1 tiles the gate, as flattening NHWC features does. A
+            segment (None, width) is raw input, which has no gate.
+        outputs: for a leaf's path, the gate on its output axis (-1): kernels, biases, and the
+            scales and shifts of per-unit norms.
+        native: the model multiplies its activations by `params["gates"]` itself.
+        groups: for the path of a grouped convolution's kernel, the number of groups G. Its input
+            segments then span all inputs, G times the kernel's axis: output o reads slice
+            o // (outputs / G).
+    """
+
+    gates: Mapping[str, int]
+    inputs: Mapping[str, tuple[tuple[str | None, int], ...]]
+    outputs: Mapping[str, str]
+    native: bool = False
+    groups: Mapping[str, int] = {}
 
 
 class LateralSpec(NamedTuple):

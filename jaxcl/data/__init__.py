@@ -9,25 +9,18 @@ the device. All is numpy, and the same arguments always give the same arrays.
 It imports `core` alone; `study`, `report` and `cli` may import it.
 """
 
-from jaxcl.data.benchmark import (
+from jaxcl.data.benchmark import MAX_TASKS, Benchmark, Split, Task, check, from_arrays, normalize
+from jaxcl.data.sequences import permuted, split
+from jaxcl.data.sources import (
     BENCHMARKS,
-    MAX_TASKS,
-    Benchmark,
-    Split,
-    Task,
-    check,
     cifar100,
     digits,
     fashion_mnist,
-    from_arrays,
     load,
     mnist,
-    normalize,
-    permuted,
     permuted_digits,
     permuted_fashion_mnist,
     permuted_mnist,
-    split,
     split_cifar100,
     split_digits,
     split_fashion_mnist,

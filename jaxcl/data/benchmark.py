@@ -7,8 +7,6 @@ integers in which they are stored; `normalize` gives the function that turns the
 the device. All is numpy, and the same arguments always give the same arrays.
 """
 
-import difflib
-import os
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,8 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.core.checks import check_count, load_extra
-from jaxcl.data import tfds
+from jaxcl.core.checks import check_count
 
 MAX_TASKS = 254  # a task's number must fit one byte, of which two values are taken
 _PARTS = ("train", "val", "test")
@@ -152,166 +149,6 @@ def check(benchmark: Benchmark) -> Benchmark:
     return benchmark._replace(tasks=tuple(tasks), shape=shape)
 
 
-def split(benchmark: Benchmark, tasks: int) -> Benchmark:
-    """Splits a one-task benchmark by class: task t has the t-th share, labelled from 0 again."""
-    base = _only_task(benchmark)
-    counts = [n for n in range(1, base.classes // 2 + 1) if base.classes % n == 0]
-    check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
-    if tasks not in counts:
-        raise ValueError(
-            f"split {benchmark.name}: tasks must share its {base.classes} classes equally, two or "
-            f"more each, so be one of {counts}, got {tasks}."
-        )
-    size = base.classes // tasks
-
-    def share(part: Split, task: int) -> Split:
-        rows = part.y // size == task
-        return Split(part.x[rows], part.y[rows] % size)
-
-    made = []
-    for task in range(tasks):
-        train, val, test = (share(part, task) for part in base[:3])
-        made.append(Task(train, val, test, size))
-    return check(benchmark._replace(name=f"split_{benchmark.name}", tasks=tuple(made)))
-
-
-def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
-    """Repeats a one-task benchmark, each time with the pixels in another fixed order.
-
-    The first task keeps the order. Channels (the last axis of an image) stay together. Task t does
-    not depend on how many tasks there are. Every further task holds its own copy of the data.
-    """
-    base = _only_task(benchmark)
-    check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
-    pixels = int(np.prod(benchmark.shape[:-1] or benchmark.shape))
-    if len(benchmark.shape) == 1 and np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
-        raise ValueError(f"{benchmark.name}: mean and std of a pixel do not fit permuted pixels.")
-
-    def reorder(part: Split, order: np.ndarray) -> Split:
-        x = part.x.reshape(len(part.x), pixels, -1)
-        return Split(np.take(x, order, axis=1).reshape(part.x.shape), part.y)
-
-    made = [base]
-    for task in range(1, tasks):
-        order = np.random.default_rng([seed, task]).permutation(pixels)
-        train, val, test = (reorder(part, order) for part in base[:3])
-        made.append(Task(train, val, test, base.classes))
-    return check(benchmark._replace(name=f"permuted_{benchmark.name}", tasks=tuple(made)))
-
-
-def digits(*, seed: int = 0, flat: bool = True) -> Benchmark:
-    """scikit-learn's 1,797 digits, 0 to 16, [64] or [8, 8, 1]; train/val/test 60/20/20."""
-    images, y = load_extra("sklearn.datasets").load_digits(return_X_y=True)
-    x = images.astype(np.uint8).reshape(len(y), *((64,) if flat else (8, 8, 1)))
-    return from_arrays("digits", [(x, y)], mean=0.3053, std=0.3760, scale=16.0, seed=seed)
-
-
-def mnist(*, data_dir: str | None = None, seed: int = 0, flat: bool = True) -> Benchmark:
-    """MNIST, [784] or [28, 28, 1]; a tenth of the official training set is for validation."""
-    return _prepared("mnist", 0.1307, 0.3081, data_dir, seed, flat)
-
-
-def fashion_mnist(*, data_dir: str | None = None, seed: int = 0, flat: bool = True) -> Benchmark:
-    """Fashion-MNIST, in the form of `mnist`."""
-    return _prepared("fashion_mnist", 0.2860, 0.3530, data_dir, seed, flat)
-
-
-def cifar100(*, data_dir: str | None = None, seed: int = 0) -> Benchmark:
-    """CIFAR-100, [32, 32, 3]; a tenth of the official training set is for validation."""
-    mean, std = (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
-    return _prepared("cifar100", mean, std, data_dir, seed, flat=False)
-
-
-def split_digits(tasks: int = 5, **options) -> Benchmark:
-    """`digits` split by class, two classes a task by default; its options."""
-    return split(digits(**options), tasks)
-
-
-def permuted_digits(tasks: int = 6, *, seed: int = 0, **options) -> Benchmark:
-    """`digits` with permuted pixels; its options."""
-    return permuted(digits(seed=seed, **options), tasks, seed)
-
-
-def split_mnist(tasks: int = 5, **options) -> Benchmark:
-    """`mnist` split by class, two classes a task by default; its options."""
-    return split(mnist(**options), tasks)
-
-
-def permuted_mnist(tasks: int = 10, *, seed: int = 0, **options) -> Benchmark:
-    """`mnist` with permuted pixels; its options."""
-    return permuted(mnist(seed=seed, **options), tasks, seed)
-
-
-def split_fashion_mnist(tasks: int = 5, **options) -> Benchmark:
-    """`fashion_mnist` split by class, two classes a task by default; its options."""
-    return split(fashion_mnist(**options), tasks)
-
-
-def permuted_fashion_mnist(tasks: int = 10, *, seed: int = 0, **options) -> Benchmark:
-    """`fashion_mnist` with permuted pixels; its options."""
-    return permuted(fashion_mnist(seed=seed, **options), tasks, seed)
-
-
-def split_cifar100(tasks: int = 10, **options) -> Benchmark:
-    """`cifar100` split by class, ten classes a task by default; its options."""
-    return split(cifar100(**options), tasks)
-
-
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
-    "split_digits": split_digits,
-    "permuted_digits": permuted_digits,
-    "split_mnist": split_mnist,
-    "permuted_mnist": permuted_mnist,
-    "split_fashion_mnist": split_fashion_mnist,
-    "permuted_fashion_mnist": permuted_fashion_mnist,
-    "split_cifar100": split_cifar100,
-}
-
-
-def load(
-    name: str,
-    *,
-    tasks: int | None = None,
-    data_dir: str | os.PathLike | None = None,
-    seed: int = 0,
-    flat: bool | None = None,
-) -> Benchmark:
-    """Makes the sequence of that name.
-
-    Args:
-        name: a key of `BENCHMARKS`.
-        tasks: number of tasks; None for the usual one.
-        data_dir: folder of tensorflow-datasets; None for TFDS_DATA_DIR, else ~/tensorflow_datasets.
-            (The digits need none.)
-        seed: for the division into train, val and test and for the permutations.
-        flat: True for vectors, False for images; None for the usual one.
-
-    Raises:
-        ValueError: unknown name, an impossible number of tasks, an option that the benchmark does
-            not have, or a data set that is not prepared.
-        ImportError: tensorflow-datasets or scikit-learn is missing.
-    """
-    if name not in BENCHMARKS:
-        near = difflib.get_close_matches(str(name), BENCHMARKS, n=3, cutoff=0.0)
-        raise ValueError(f"unknown benchmark {name!r}; the nearest names are {', '.join(near)}.")
-    if tasks is not None:
-        check_count(f"{name}: tasks", tasks, MAX_TASKS)  # before any data is read
-    if name.endswith("cifar100") and flat:
-        raise ValueError(f"{name} has images only: flat cannot be True.")
-    options = {"tasks": tasks, "seed": seed}
-    if not name.endswith("digits"):
-        options["data_dir"] = data_dir
-    if not name.endswith("cifar100"):
-        options["flat"] = flat
-    return BENCHMARKS[name](**{key: value for key, value in options.items() if value is not None})
-
-
-def _only_task(benchmark: Benchmark) -> Task:
-    if len(benchmark.tasks) != 1:
-        raise ValueError(f"{benchmark.name}: expected one task, got {len(benchmark.tasks)}.")
-    return benchmark.tasks[0]
-
-
 def _examples(where: str, pair: Sequence) -> Split:
     """Checks one split's arrays, whatever the others are."""
     try:
@@ -351,13 +188,3 @@ def _stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) 
         for part, chosen in zip(parts, np.split(rows, np.cumsum(sizes)), strict=True):
             part.append(chosen)
     return [np.sort(np.concatenate(part)) for part in parts]
-
-
-def _prepared(name, mean, std, data_dir, seed, flat) -> Benchmark:
-    """One task from a set that tensorflow-datasets has prepared."""
-    x, y, x_test, y_test = tfds.read(name, data_dir)
-    if flat:
-        x, x_test = x.reshape(len(x), -1), x_test.reshape(len(x_test), -1)
-    val, train = _stratify(f"{name}, train", y, (0.1,), seed)
-    task = (x[train], y[train]), (x[val], y[val]), (x_test, y_test)
-    return from_arrays(name, [task], mean=mean, std=std)

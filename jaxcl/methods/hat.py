@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_choice, check_count, check_number
-from jaxcl.core.method import Method, draw
-from jaxcl.wiring.trace import Wiring, check_wiring
-
-PyTree = Any
+from jaxcl.core.method import Method
+from jaxcl.core.model import Wiring
+from jaxcl.core.trees import PyTree, draw
+from jaxcl.wiring.table import check_wiring
 
 MOST_EXPONENT = 50.0  # the original's thres_cosh
 MOST_EMBEDDING = 6.0  # the original's thres_emb

@@ -18,9 +18,10 @@ from jaxcl.core.checks import (
     is_concrete,
     shorten,
 )
-from jaxcl.core.method import HEAD, Method, finetune
+from jaxcl.core.heads import HEAD
+from jaxcl.core.method import Method
+from jaxcl.methods.finetune import finetune
 
-PyTree = Any
 MOST_TASKS = 254  # owners are uint8
 
 

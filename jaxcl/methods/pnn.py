@@ -3,17 +3,17 @@
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal, NamedTuple, cast
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxcl.core.checks import check_choice, check_count, check_number
 from jaxcl.core.convolution import conv_general_dilated
-from jaxcl.core.method import Method, draw, finetune
+from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
-
-PyTree = Any
+from jaxcl.core.trees import PyTree, draw
+from jaxcl.methods.finetune import finetune
 
 
 class PNNState(NamedTuple):

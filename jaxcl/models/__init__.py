@@ -7,25 +7,21 @@ convolutions train faster on a CPU with `conv_general_dilated`.
 It imports `core` and `wiring`, and Flax; `study`, `report` and `cli` may import it.
 """
 
+from jaxcl.core.convolution import conv_general_dilated
+from jaxcl.core.model import LateralSpec, Model
+from jaxcl.models.adapters import from_function, from_linen, from_nnx
 from jaxcl.models.builtin import (
     MLP,
     VGG16,
     AlexNetLike,
-    Chain,
-    LateralSpec,
-    Model,
-    ResNet18,
-    Unit,
     alexnet,
-    conv_general_dilated,
-    from_function,
-    from_linen,
-    from_nnx,
     mlp,
     parameter_count,
     resnet18,
     vgg16,
 )
+from jaxcl.models.chain import Chain, Unit
+from jaxcl.models.resnet import ResNet18
 
 __all__ = [
     "MLP",

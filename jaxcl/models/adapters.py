@@ -12,8 +12,7 @@ from flax import errors, nnx
 from flax import linen as nn
 
 from jaxcl.core.model import Model
-
-PyTree = Any
+from jaxcl.core.trees import PyTree
 
 # Keyword arguments by which modules are commonly told the mode, with their value in training.
 _MODE_FLAGS = {

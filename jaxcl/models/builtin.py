@@ -12,31 +12,10 @@ from typing import Any
 
 import jax
 
-from jaxcl.core.convolution import conv_general_dilated
-from jaxcl.core.model import LateralSpec, Model
-from jaxcl.models.adapters import from_function, from_linen, from_nnx, functional
+from jaxcl.core.model import Model
+from jaxcl.models.adapters import functional
 from jaxcl.models.chain import Chain, Unit
 from jaxcl.models.resnet import ResNet18
-
-__all__ = [
-    "MLP",
-    "VGG16",
-    "AlexNetLike",
-    "Chain",
-    "LateralSpec",
-    "Model",
-    "ResNet18",
-    "Unit",
-    "alexnet",
-    "conv_general_dilated",
-    "from_function",
-    "from_linen",
-    "from_nnx",
-    "mlp",
-    "parameter_count",
-    "resnet18",
-    "vgg16",
-]
 
 
 def mlp(

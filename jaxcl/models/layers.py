@@ -11,8 +11,7 @@ from flax import nnx
 
 from jaxcl.core.checks import check_choice
 from jaxcl.core.convolution import conv_general_dilated
-from jaxcl.core.model import LateralSpec
-from jaxcl.wiring.trace import Wiring
+from jaxcl.core.model import LateralSpec, Wiring
 
 # How kernels are drawn: the distribution, and its variance from fan in and fan out.
 _INITS = {

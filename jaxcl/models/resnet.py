@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxcl.core.model import LateralSpec
+from jaxcl.core.model import LateralSpec, Wiring
 from jaxcl.models.layers import (
     add_lateral,
     apply_gate,
@@ -17,7 +17,6 @@ from jaxcl.models.layers import (
     make_layer,
     make_wiring,
 )
-from jaxcl.wiring.trace import Wiring
 
 
 class ResNet18(nnx.Module):

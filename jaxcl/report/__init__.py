@@ -3,16 +3,10 @@
 It imports the rooms before it (`core` to `study`); only `cli` may import it.
 """
 
-from jaxcl.report.write import (
-    Row,
-    markdown,
-    plots,
-    sentence,
-    summary,
-    table,
-    usage,
-    write,
-)
+from jaxcl.report.results import Row, summary
+from jaxcl.report.tables import markdown, table, usage
+from jaxcl.report.wording import sentence
+from jaxcl.report.write import plots, write
 
 __all__ = [
     "Row",

@@ -19,12 +19,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from jaxcl.core.checks import load_extra
-from jaxcl.core.model import Model
+from jaxcl.core.model import Model, Wiring
+from jaxcl.core.trees import PyTree
 from jaxcl.methods.hat import overlap
 from jaxcl.methods.pnn import apply_lateral
-from jaxcl.wiring.trace import Wiring
-
-PyTree = Any
 
 __all__ = ["AFS", "APS", "afs", "aps", "compression", "plot", "reuse", "transfer_score"]
 

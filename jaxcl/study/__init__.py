@@ -3,19 +3,10 @@
 It imports `core`, `data`, `train`, `models` and `methods`; `report` and `cli` may import it.
 """
 
-from jaxcl.study.events import (
-    FEATURE_BYTES,
-    EpochEnd,
-    Study,
-    TaskEnd,
-    build,
-    compilations,
-    features_fit,
-    mixed,
-    program_bytes,
-    run,
-    stack,
-)
+from jaxcl.study.events import EpochEnd, TaskEnd, compilations, run
+from jaxcl.study.feed import FEATURE_BYTES, features_fit, mixed, stack
+from jaxcl.study.memory import program_bytes
+from jaxcl.study.programs import Study, build
 
 __all__ = [
     "FEATURE_BYTES",

@@ -21,8 +21,7 @@ import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
 from jaxcl.core import masks
-
-PyTree = Any
+from jaxcl.core.trees import PyTree
 
 
 def save(path: str | os.PathLike, learner: PyTree) -> None:

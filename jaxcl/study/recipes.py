@@ -13,14 +13,17 @@ import optax
 from jaxcl import models, study
 from jaxcl.core import masks
 from jaxcl.core.checks import check_choice, check_number
-from jaxcl.core.method import HEAD, Method, finetune, multihead
+from jaxcl.core.heads import HEAD, multihead
+from jaxcl.core.method import Method
 from jaxcl.core.model import Model
+from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, normalize
+from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import hat
 from jaxcl.methods.packnet import packnet
 from jaxcl.methods.pnn import pnn
-from jaxcl.study.events import Study
-from jaxcl.train.loop import Setup
+from jaxcl.study.programs import Study
+from jaxcl.train.types import Setup
 
 METHODS = ("finetune", "joint", "independent", "pnn", "hat", "packnet")
 SWEPT = ("learning_rate", "s_max", "c", "prune", "alpha", "weight_decay")
@@ -36,8 +39,6 @@ LIMITS: dict[str, dict[str, float]] = {  # of the numbers in Options
 }
 
 COLUMNS = 8  # that the first program of PNN has room for
-
-PyTree = Any
 
 
 @dataclass(frozen=True)

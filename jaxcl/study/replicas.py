@@ -10,7 +10,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-PyTree = Any
+from jaxcl.core.trees import PyTree
+
 Device = Any  # jax.Device, which type checkers take for a variable
 
 AXIS = "replica"

@@ -5,26 +5,10 @@ does. `task`, `epoch` and all numbers are traced, so one compiled program serves
 It imports `core` alone; `methods`, `study` and whatever comes after them may import it.
 """
 
-from jaxcl.train.loop import (
-    Data,
-    Learner,
-    Metrics,
-    Plan,
-    Setup,
-    begin_phase,
-    begin_task,
-    check,
-    end_phase,
-    end_task,
-    epoch,
-    evaluate,
-    evaluate_all,
-    examples,
-    frozen_features,
-    grow,
-    network,
-    start,
-)
+from jaxcl.train.evaluation import evaluate, evaluate_all, frozen_features, network
+from jaxcl.train.lifecycle import begin_phase, begin_task, end_phase, end_task, grow, start
+from jaxcl.train.loop import epoch
+from jaxcl.train.types import Data, Learner, Metrics, Plan, Setup, check, examples
 
 __all__ = [
     "Data",

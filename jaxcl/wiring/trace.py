@@ -10,18 +10,19 @@ axes of which leaf it shows. The two meet at the matrix products and convolution
 table's rows. Whatever mixes units otherwise, like a layer norm, is an error.
 """
 
-import difflib
 import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_pattern, shorten
+from jaxcl.core.model import Wiring
+from jaxcl.core.trees import PyTree
 from jaxcl.wiring.primitives import (
     CONST,
     RAW,
@@ -35,84 +36,6 @@ from jaxcl.wiring.primitives import (
     shows,
     whole,
 )
-
-PyTree = Any
-
-
-class Wiring(NamedTuple):
-    """Which axis of which leaf each gate scales, protects, or both.
-
-    An entry of a leaf is protected by the smaller of the gates at its two ends. An axis without a
-    gate counts as always used, and so do leaves that are in neither table.
-
-    Attributes:
-        gates: number of units of each gate. Layers whose outputs are added share one gate.
-        inputs: for a kernel's path, what feeds its input axis (-2): segments (gate, repeats) in
-            the axis' order. `repeats` > 1 tiles the gate, as flattening NHWC features does. A
-            segment (None, width) is raw input, which has no gate.
-        outputs: for a leaf's path, the gate on its output axis (-1): kernels, biases, and the
-            scales and shifts of per-unit norms.
-        native: the model multiplies its activations by `params["gates"]` itself.
-        groups: for the path of a grouped convolution's kernel, the number of groups G. Its input
-            segments then span all inputs, G times the kernel's axis: output o reads slice
-            o // (outputs / G).
-    """
-
-    gates: Mapping[str, int]
-    inputs: Mapping[str, tuple[tuple[str | None, int], ...]]
-    outputs: Mapping[str, str]
-    native: bool = False
-    groups: Mapping[str, int] = {}
-
-
-def check_wiring(wiring: Wiring, params: PyTree) -> None:
-    """Checks that a table fits the parameters.
-
-    Args:
-        wiring: the table.
-        params: pytree of arrays, or of anything that has a shape.
-
-    Raises:
-        ValueError: naming the first entry that is no leaf, names no gate or has the wrong width,
-            or the gate that no leaf feeds or none reads.
-    """
-    shapes = {path: np.shape(leaf) for path, leaf in masks.leaves_by_path(params).items()}
-    for name, units in wiring.gates.items():
-        if units < 1:
-            raise ValueError(f"Gate '{name}' of the wiring has {units} units; expected 1 or more.")
-    for path in [*wiring.inputs, *wiring.outputs, *wiring.groups]:
-        if path not in shapes:
-            raise ValueError(f"The wiring's '{path}' is no parameter{_nearest(path, shapes)}.")
-    read = [(path, name) for path, parts in wiring.inputs.items() for name, _ in parts if name]
-    for path, name in [*read, *wiring.outputs.items()]:
-        if name not in wiring.gates:
-            hint = _nearest(name, wiring.gates)
-            raise ValueError(f"The wiring puts '{path}' on gate '{name}', which is no gate{hint}.")
-    for path, groups in wiring.groups.items():
-        if path not in wiring.inputs or groups < 1 or shapes[path][-1] % groups:
-            raise ValueError(
-                f"The wiring's groups of '{path}' must divide its {shapes[path][-1]} outputs, and "
-                f"its inputs must be given; got {groups}."
-            )
-    for path, parts in wiring.inputs.items():
-        width = sum(repeats * (wiring.gates[name] if name else 1) for name, repeats in parts)
-        shape, groups = shapes[path], wiring.groups.get(path, 1)
-        if len(shape) < 2 or shape[-2] * groups != width or min(r for _, r in parts) < 1:
-            raise ValueError(
-                f"The wiring's inputs of '{path}' span {width} units; expected the input axis (-2) "
-                f"of its shape {shape}{f' times {groups} groups' if groups > 1 else ''}."
-            )
-    for path, name in wiring.outputs.items():
-        if shapes[path][-1:] != (wiring.gates[name],):
-            raise ValueError(
-                f"The wiring puts '{path}' of shape {shapes[path]} on gate '{name}' with "
-                f"{wiring.gates[name]} units; expected as many as its last axis has."
-            )
-    for name in wiring.gates:
-        if name not in wiring.outputs.values():
-            raise ValueError(f"No leaf in the wiring's outputs feeds gate '{name}'.")
-        if name not in {gate for _, gate in read}:
-            raise ValueError(f"No kernel in the wiring's inputs reads gate '{name}'.")
 
 
 def trace_wiring(
@@ -353,8 +276,3 @@ def _layer_name(path, leaves):
     parent = path.rpartition("/")[0]
     kernels = [p for p in leaves if p.rpartition("/")[0] == parent and len(leaves[p]) > 1]
     return parent if parent and len(kernels) == 1 else path
-
-
-def _nearest(name, known):
-    close = difflib.get_close_matches(name, list(known), cutoff=0.5)
-    return f"; the nearest are {shorten(close)}" if close else ""

@@ -16,6 +16,7 @@ from jaxcl import checkpoint, data, recipes, study, train
 from jaxcl.cli import main as cli
 from jaxcl.cli import sweep
 from jaxcl.report import figures
+from jaxcl.study import events
 
 TINY = [
     "--benchmark",
@@ -342,7 +343,7 @@ def test_out_of_memory(tmp_path, monkeypatch, capsys):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory")
         yield
 
-    monkeypatch.setattr(study, "_run", exhausted)
+    monkeypatch.setattr(events, "_run", exhausted)
     with pytest.raises(SystemExit) as end:
         compare(tmp_path, *["--seeds", "8", "--chunk", "4", "--devices", "2"], methods="finetune")
     assert end.value.code == 2

@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 
 import jaxcl
-from jaxcl.models.builtin import conv_general_dilated
+from jaxcl.models import conv_general_dilated
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
 PADS = ((1, 1), (1, 1))

@@ -19,6 +19,7 @@ import jaxcl
 from jaxcl import IsolateState, LateralSpec, Model, isolate, masks, multihead, train
 from jaxcl.methods.hat import annealed
 from jaxcl.methods.pnn import apply_lateral
+from jaxcl.train import loop
 
 TOLERANCE = {"f32": 1e-5, "f64": 1e-10}
 TASKS, CLASSES, LAYERS, LR = 3, np.array([3, 4, 3], np.int32), ("fc1", "fc2"), 0.05
@@ -34,7 +35,7 @@ def precision(request):
 @pytest.fixture(autouse=True)
 def recorded_order(monkeypatch):
     """The engine takes the examples as they come, for the recorded minibatches are shuffled."""
-    monkeypatch.setattr(train, "_random_order", lambda key, length, count: jnp.arange(length))
+    monkeypatch.setattr(loop, "_random_order", lambda key, length, count: jnp.arange(length))
 
 
 # Reading an oracle: arrays by name -> trees of the library, whose kernels are [in, out].

@@ -12,6 +12,7 @@ from flax import nnx
 import jaxcl
 from jaxcl import data, masks, models, recipes, study, train
 from jaxcl.methods.hat import annealed
+from jaxcl.train import loop
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)
 RATE = np.float32(0.05)
@@ -238,8 +239,8 @@ def test_seeds_in_one_program_stop_where_single_runs_stop(monkeypatch):
         running = before.plan._replace(stopped=jnp.zeros_like(before.plan.stopped))
         return follow(setup, before._replace(plan=running), *rest)
 
-    follow = train._follow_plan
-    monkeypatch.setattr(train, "_follow_plan", never_stops)
+    follow = loop.follow_plan
+    monkeypatch.setattr(loop, "follow_plan", never_stops)
     assert together("hat", seeds, HASTY)[2] != set()  # the broken twin
 
 
@@ -296,7 +297,7 @@ def test_weight_decay_is_decoupled_and_for_kernels_alone():
 
 def test_frozen_columns_beyond_the_budget_run_in_every_step(monkeypatch):
     def learn(budget):
-        monkeypatch.setattr(study, "FEATURE_BYTES", budget)
+        monkeypatch.setattr(feed, "FEATURE_BYTES", budget)
         built = build("pnn", {}, [0], epochs=1)
         *_, last = study.run(built)
         return built.traces["frozen_features"], jax.device_get(last.learners.theta)

@@ -1,0 +1,124 @@
+"""A head for each task."""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl.core import masks
+from jaxcl.core.checks import check_count, check_pattern, shorten
+from jaxcl.core.method import Method
+from jaxcl.core.trees import draw
+
+HEAD = r"(^|/)head(/|$)"
+
+
+def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
+    """Gives every task its own copy of the leaves that match a pattern: its output head.
+
+    Each matching leaf gets a leading axis of one row for each task. A task sees and changes its own
+    row alone; `method` governs the rest. Norm layers can be kept per task in the same way.
+
+    Args:
+        method: the method that governs the shared leaves.
+        tasks: number of tasks.
+        heads: regular expression, searched in the path of each of the network's parameters.
+
+    Returns:
+        A method. The first row starts as the given leaf, and so do the others of a vector (biases,
+        norms). The entries of other rows are drawn from the first one's, which is a fresh start
+        under any initializer with independent entries.
+
+    Raises:
+        ValueError: if there is no task, `method` is made for another number of them, or the pattern
+            cannot be read; at `init`, if no leaf matches, or one whose entries `method`
+            shares out among the tasks.
+
+    Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
+        use that task's head alone.
+    """
+
+    check_count("multihead: tasks", tasks)
+    check_pattern("multihead: heads", heads)
+    if method.tasks not in (None, tasks):
+        raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
+
+    def is_head(path):
+        named = path.removeprefix(method.root)
+        return path.startswith(method.root) and re.search(heads, named) is not None
+
+    def select(theta, task):
+        return masks.map_with_path(lambda p, leaf: leaf[task] if is_head(p) else leaf, theta)
+
+    def restore(selected, theta):
+        """Puts all tasks' heads back in the place of the selected one."""
+        return masks.map_with_path(lambda p, new, old: old if is_head(p) else new, selected, theta)
+
+    def init(key, params):
+        inner_key, head_key = jax.random.split(key)
+        theta, state = method.init(inner_key, params)
+        found = {path: h for path, h in masks.leaves_by_path(theta).items() if is_head(path)}
+        if not found:
+            raise ValueError(
+                f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
+                f"{shorten(sorted(masks.leaves_by_path(theta)))}."
+            )
+        if taken := sorted(found.keys() & set(method.owned(state))):
+            raise ValueError(
+                f"multihead: the pattern {heads!r} makes '{taken[0]}' each task's own, but the "
+                f"method shares its entries out among the tasks; tell the method to leave it "
+                f"alone, as in packnet(tasks, heads={heads!r})."
+            )
+        drawn = {path: h for path, h in found.items() if h.ndim > 1}
+        draws = draw(jax.random.uniform, head_key, [(tasks, *h.shape) for h in drawn.values()])
+        draws = dict(zip(drawn, draws))
+
+        def stack(path, leaf):
+            if path not in found:
+                return leaf
+            leaf = jnp.asarray(leaf)
+            if path not in drawn:
+                return jnp.stack([leaf] * tasks)
+            picked = (draws[path] * leaf.size).astype(int)
+            return leaf.ravel()[picked].at[0].set(leaf)
+
+        return masks.map_with_path(stack, theta), state
+
+    def begin_task(key, theta, state, task):
+        selected, state = method.begin_task(key, select(theta, task), state, task)
+        return restore(selected, theta), state
+
+    def end_task(theta, state, task):
+        selected, state = method.end_task(select(theta, task), state, task)
+        return restore(selected, theta), state
+
+    def trainable(theta, state, task):
+        selected = select(theta, task)
+        mask = masks.expand(method.trainable(selected, state, task), selected)
+
+        def own_row(path, leaf, head):
+            if not is_head(path):
+                return leaf
+            return (jnp.arange(tasks) == task).reshape([tasks] + [1] * head.ndim)
+
+        return masks.map_with_path(own_row, mask, selected, is_leaf=masks.is_mask)
+
+    shared = method.overlap
+    return Method(
+        init=init,
+        begin_task=begin_task,
+        view=lambda theta, state, task, progress=None: method.view(
+            select(theta, task), state, task, progress
+        ),
+        trainable=trainable,
+        penalty=lambda theta, state, task, progress=None: method.penalty(
+            select(theta, task), state, task, progress
+        ),
+        project=method.project,
+        end_task=end_task,
+        capacity=lambda theta, state: method.capacity(select(theta, 0), state),
+        overlap=shared and (lambda theta, state: shared(select(theta, 0), state)),
+        tasks=tasks,
+        root=method.root,
+        owned=method.owned,
+    )
