@@ -32,7 +32,7 @@ def mlp(
     >>> parameter_count(jax.eval_shape(model.init, jax.random.key(0))[0])
     5592010
     """
-    return _model(partial(MLP, features_in, hidden, classes, **options))
+    return as_model(partial(MLP, features_in, hidden, classes, **options))
 
 
 def alexnet(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
@@ -42,7 +42,7 @@ def alexnet(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) ->
         ValueError: if the images are too small, a width is below 1, a rate is outside [0, 1), or
             `init` is unknown.
     """
-    return _model(partial(AlexNetLike, shape, classes, **options))
+    return as_model(partial(AlexNetLike, shape, classes, **options))
 
 
 def resnet18(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
@@ -51,7 +51,7 @@ def resnet18(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -
     Raises:
         ValueError: if a width is below 1 or `init` is unknown.
     """
-    return _model(partial(ResNet18, shape, classes, **options))
+    return as_model(partial(ResNet18, shape, classes, **options))
 
 
 def vgg16(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
@@ -61,7 +61,7 @@ def vgg16(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> M
         ValueError: if the images are below 32 x 32, a width is below 1, a rate is outside [0, 1),
             or `init` is unknown.
     """
-    return _model(partial(VGG16, shape, classes, **options))
+    return as_model(partial(VGG16, shape, classes, **options))
 
 
 def parameter_count(params: Any) -> int:
@@ -164,7 +164,7 @@ class VGG16(Chain):
         super().__init__(shape, convolutions + dense, classes, init=init, **options)
 
 
-def _model(build: Callable) -> Model:
+def as_model(build: Callable) -> Model:
     """A built-in network as a Model."""
     net, init, run = functional(lambda rngs: build(rngs=rngs))
     laterals, wiring = net.tables()

@@ -12,6 +12,7 @@ import pytest
 import jaxcl
 from jaxcl import LateralSpec, Model, Wiring, analysis, masks, models
 from jaxcl.methods.hat import attended_weights, overlap
+from jaxcl.models import builtin
 
 WEIGHT = 0.5  # of the lateral, in the network of `scalar`
 SHARES = np.array([WEIGHT**2, 1]) / (1 + WEIGHT**2)  # of its two columns, in AFS and in APS
@@ -216,7 +217,7 @@ def test_a_column_that_is_not_used_has_no_sensitivity(weight):
 
 
 def chain(shape, units):
-    return models._model(functools.partial(models.Chain, shape, units, 3))
+    return builtin.as_model(functools.partial(models.Chain, shape, units, 3))
 
 
 def test_silence_changes_nothing():

@@ -12,6 +12,7 @@ from flax import nnx
 import jaxcl
 from jaxcl import data, masks, models, recipes, study, train
 from jaxcl.methods.hat import annealed
+from jaxcl.study import feed
 from jaxcl.train import loop
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)

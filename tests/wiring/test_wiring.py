@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jaxcl import masks, models
 from jaxcl.core.model import Wiring
 from jaxcl.methods import hat
-from jaxcl.wiring.table import check_wiring, trace_wiring
+from jaxcl.wiring import check_wiring, trace_wiring
 
 WIDTHS = 5, 6, 7, 3
 
