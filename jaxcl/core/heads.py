@@ -44,8 +44,8 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
     def is_head(path):
-        named = path.removeprefix(method.root)
-        return path.startswith(method.root) and re.search(heads, named) is not None
+        named = path.removeprefix(method.params_prefix)
+        return path.startswith(method.params_prefix) and re.search(heads, named) is not None
 
     def select(theta, task):
         return masks.map_with_path(lambda p, leaf: leaf[task] if is_head(p) else leaf, theta)
@@ -63,7 +63,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
                 f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
                 f"{shorten(sorted(masks.leaves_by_path(theta)))}."
             )
-        if taken := sorted(found.keys() & set(method.owned(state))):
+        if taken := sorted(found.keys() & set(method.divided(state))):
             raise ValueError(
                 f"multihead: the pattern {heads!r} makes '{taken[0]}' each task's own, but the "
                 f"method shares its entries out among the tasks; tell the method to leave it "
@@ -92,33 +92,43 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         selected, state = method.end_task(select(theta, task), state, task)
         return restore(selected, theta), state
 
-    def trainable(theta, state, task):
-        selected = select(theta, task)
-        mask = masks.expand(method.trainable(selected, state, task), selected)
+    def mask_of(inner, rows):
+        """The mask `inner` for all leaves but the heads, of which `rows(task)` may change."""
 
-        def own_row(path, leaf, head):
-            if not is_head(path):
-                return leaf
-            return (jnp.arange(tasks) == task).reshape([tasks] + [1] * head.ndim)
+        def trainable(theta, state, task):
+            selected = select(theta, task)
+            mask = masks.expand(inner(selected, state, task), selected)
 
-        return masks.map_with_path(own_row, mask, selected, is_leaf=masks.is_mask)
+            def with_rows(path, leaf, head):
+                if not is_head(path):
+                    return leaf
+                return rows(task).reshape([tasks] + [1] * head.ndim)
 
-    shared = method.overlap
-    return Method(
+            return masks.map_with_path(with_rows, mask, selected, is_leaf=masks.is_mask)
+
+        return trainable
+
+    def own_row(task):
+        return jnp.arange(tasks) == task
+
+    def rows_seen(task):
+        return jnp.arange(tasks) <= task
+
+    def on_selected(function, task=0):
+        return lambda theta, state: function(select(theta, task), state)
+
+    return method._replace(
         init=init,
         begin_task=begin_task,
         view=lambda theta, state, task, progress=None: method.view(
             select(theta, task), state, task, progress
         ),
-        trainable=trainable,
+        trainable=mask_of(method.trainable, own_row),
+        trainable_seen=mask_of(method.trainable, rows_seen),
         penalty=lambda theta, state, task, progress=None: method.penalty(
             select(theta, task), state, task, progress
         ),
-        project=method.project,
         end_task=end_task,
-        capacity=lambda theta, state: method.capacity(select(theta, 0), state),
-        overlap=shared and (lambda theta, state: shared(select(theta, 0), state)),
+        measures={name: on_selected(measure) for name, measure in method.measures.items()},
         tasks=tasks,
-        root=method.root,
-        owned=method.owned,
     )

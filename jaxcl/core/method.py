@@ -1,15 +1,197 @@
-"""What a continual-learning method is, and the two that need no mask: fine-tuning and heads."""
+"""What a continual-learning method is: pure functions over pytrees, of which most are optional."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxcl.core.trees import PyTree
+
+
+class Batch(NamedTuple):
+    """Rows to train on: those of the running task, and of memories where a method replays.
+
+    Attributes:
+        x: array [B, ...] in its stored type.
+        y: labels [B], counted from 0 within each row's task.
+        task: int [B], each row's task; None where all rows are of the running task.
+        weight: float [B]: 0 for rows that fill up a batch; None for all ones.
+        replayed: bool [B], True for rows of a memory; None where there is none.
+        features: what the network's frozen part gives for each row; None if it has none.
+    """
+
+    x: Any
+    y: Any
+    task: Any = None
+    weight: Any = None
+    replayed: Any = None
+    features: Any = None
+
+
+class Context(NamedTuple):
+    """What the engine lends a method while it trains and at the boundaries of a task.
+
+    A method closes over it; it is never an operand of `jit`, `scan` or `vmap`.
+
+    Attributes:
+        task: the running task, an integer scalar.
+        key: a typed key, for this step or this boundary alone.
+        progress: position within the epoch, in [0, 1]; None at a boundary.
+        logits: `(theta, state, batch, train=False) -> [B, C]`: each row through its own task's view
+            and head. Without `train` as in evaluation: no dropout, norms use running statistics.
+        visible: `(shape, batch) -> bool [B, C]`: the logits that take part in each row's loss.
+        labels: `(batch) -> int [B]`: each row's label among those logits.
+        loss: `(logits, batch) -> [B]`: the set-up's loss of each row.
+        classes: int [tasks], the number of each task's classes; None if all logits are used.
+        examples: at a boundary, the task's examples as `train.Data`, or a bounded sample of them.
+        validation: likewise, its validation examples; None if there are none.
+    """
+
+    task: Any
+    key: Any
+    progress: Any
+    logits: Callable[..., jax.Array]
+    visible: Callable[[tuple, Batch], jax.Array]
+    labels: Callable[[Batch], jax.Array]
+    loss: Callable[[jax.Array, Batch], jax.Array]
+    classes: Any = None
+    examples: Any = None
+    validation: Any = None
+
+
+class Online(NamedTuple):
+    """Fast memory, carried through every step: replay buffers, path integrals.
+
+    Attributes:
+        init: `(sample, theta) -> memory`; `sample` is a Batch of one row's shapes and types, in
+            which `x` is stored, and `features` holds the logits' shape.
+        extend: `(context, batch, memory) -> batch`, which the step then trains on: the rows of the
+            running task first, then those that are replayed.
+        gradient: `(context, gradient, theta, state, memory) -> gradient`, before the optimizer.
+        update: `(context, memory, step) -> memory`, after the optimizer's step.
+    """
+
+    init: Callable[[Batch, PyTree], PyTree]
+    extend: Callable[[Context, Batch, PyTree], Batch] | None = None
+    gradient: Callable[[Context, PyTree, PyTree, PyTree, PyTree], PyTree] | None = None
+    update: "Callable[[Context, PyTree, Step], PyTree] | None" = None
+
+
+class Step(NamedTuple):
+    """What a step did, for `Online.update`.
+
+    Attributes:
+        batch: the running task's rows, without those that were replayed.
+        logits: theirs, from the network before the step, [B, C].
+        gradient: of the task's loss alone, without the penalty; of the structure of `theta`.
+        before: `theta` before the step.
+        after: `theta` after the step.
+    """
+
+    batch: Batch
+    logits: jax.Array
+    gradient: PyTree
+    before: PyTree
+    after: PyTree
+
+
+class Phase(NamedTuple):
+    """A part of a task's training, with an optimizer and a best state of its own.
+
+    Attributes:
+        name: what it is called.
+        share: of the task's epochs, in (0, 1].
+        step_scale: factor on the step size; may be traced.
+        closed: the phase follows `end_task`, as retraining follows pruning.
+        begin: `(context, theta, state) -> (theta, state)`, before its first step.
+        trainable: takes the place of the method's.
+        penalty: likewise.
+        project: likewise.
+        needed: `(theta, state, task) -> bool`; a replica that does not need the phase stands still.
+    """
+
+    name: str = "train"
+    share: float = 1.0
+    step_scale: ArrayLike = 1.0
+    closed: bool = False
+    begin: Callable[[Context, PyTree, PyTree], tuple[PyTree, PyTree]] | None = None
+    trainable: "Trainable | None" = None
+    penalty: "Penalty | None" = None
+    project: Callable[[PyTree], PyTree] | None = None
+    needed: Callable[[PyTree, PyTree, Any], Any] | None = None
+
+
+class Init(Protocol):
+    """Makes `theta`, which the optimizer moves, and `state`, of the network's parameters."""
+
+    def __call__(self, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]: ...
+
+
+class BeginTask(Protocol):
+    """Before a task's first step."""
+
+    def __call__(
+        self, key: jax.Array, theta: PyTree, state: PyTree, task: ArrayLike
+    ) -> tuple[PyTree, PyTree]: ...
+
+
+class View(Protocol):
+    """What the network computes with for a task; differentiable in `theta`."""
+
+    def __call__(
+        self, theta: PyTree, state: PyTree, task: ArrayLike, progress: ArrayLike | None = None
+    ) -> PyTree: ...
+
+
+class Trainable(Protocol):
+    """What a task may change: a prefix tree of `theta` for `isolate`."""
+
+    def __call__(self, theta: PyTree, state: PyTree, task: ArrayLike) -> PyTree: ...
+
+
+class Penalty(Protocol):
+    """A scalar that is added to the task's loss."""
+
+    def __call__(
+        self, theta: PyTree, state: PyTree, task: ArrayLike, progress: ArrayLike | None = None
+    ) -> Any: ...
+
+
+class EndTask(Protocol):
+    """After a task's last step."""
+
+    def __call__(self, theta: PyTree, state: PyTree, task: ArrayLike) -> tuple[PyTree, PyTree]: ...
+
+
+def _nothing(key, theta, state, task):
+    return theta, state
+
+
+def _closes_nothing(theta, state, task):
+    return theta, state
+
+
+def _theta(theta, state, task, progress=None):
+    return theta
+
+
+def _everything(theta, state, task):
+    return True
+
+
+def _no_penalty(theta, state, task, progress=None):
+    return jnp.float32(0)
 
 
 class Method(NamedTuple):
     """A continual-learning method: pure functions over pytrees, all of which may be traced.
 
-    `theta` is what the optimizer moves, `state` is what it does not. `task` is an integer scalar,
-    counted from 0. `progress` is the position within the running epoch, in [0, 1], while `task` is
-    in training; None asks for the network as it is evaluated.
+    `theta` is what the optimizer moves, `state` is what it does not, and what no step changes.
+    `task` is an integer scalar, counted from 0. `progress` is the position within the running
+    epoch, in [0, 1], while `task` is in training; None asks for the network as it is evaluated.
+    Only `init` has to be given: without the others, every task may change everything.
 
     Attributes:
         init: `(key, params) -> (theta, state)`; `params` are the network's initial parameters.
@@ -21,24 +203,37 @@ class Method(NamedTuple):
         penalty: `(theta, state, task, progress) -> scalar`, added to the task's loss.
         project: `theta -> theta`, applied after every step.
         end_task: `(theta, state, task) -> (theta, state)`, after the task's last step.
-        capacity: `(theta, state) -> scalar`, the share of the network that the tasks so far use.
-        overlap: `(theta, state) -> [tasks, tasks]`, the share of the network that both of two tasks
-            use, where a task chooses what it uses of its predecessors; else None.
+        trainable_seen: as `trainable`, with the heads of all tasks so far in the place of
+            its own: for replay, distillation and joint training. None where all tasks share a head.
+        auxiliary: `(context, theta, state, memory, batch, logits) -> scalar`, added to the loss: a
+            term that needs the batch, as distillation does. Needs the engine, as do the next two.
+        consolidate: `(context, theta, state, memory) -> (state, memory)`, before `end_task`: what
+            needs the task's examples, as an importance of weights does.
+        online: fast memory, if the method has any.
+        phases: the parts of a task's training.
+        measures: numbers about `(theta, state)`, by name: `capacity`, the share of the network that
+            the tasks so far use; or any other scalar, [tasks] or [tasks, tasks].
+        isolates: no task changes what a finished one sees.
         tasks: the number of tasks that the method is made for; None for any.
-        root: what the paths of the network's parameters begin with in `theta`.
-        owned: `state -> paths` of the leaves of `theta` whose entries are shared out among the
+        params_prefix: what the paths of the network's parameters begin with in `theta`.
+        divided: `state -> paths` of the leaves of `theta` whose entries are divided among the
             tasks, so that they cannot be each task's own as a whole.
     """
 
-    init: Callable
-    begin_task: Callable
-    view: Callable
-    trainable: Callable
-    penalty: Callable
-    project: Callable
-    end_task: Callable
-    capacity: Callable
-    overlap: Callable | None = None
+    init: Init
+    begin_task: BeginTask = _nothing
+    view: View = _theta
+    trainable: Trainable = _everything
+    penalty: Penalty = _no_penalty
+    project: Callable[[PyTree], PyTree] = lambda theta: theta
+    end_task: EndTask = _closes_nothing
+    trainable_seen: Trainable | None = None
+    auxiliary: Callable[..., jax.Array] | None = None
+    consolidate: Callable[..., tuple[PyTree, PyTree]] | None = None
+    online: Online | None = None
+    phases: tuple[Phase, ...] = (Phase(),)
+    measures: Mapping[str, Callable[[PyTree, PyTree], jax.Array]] = {}
+    isolates: bool = False
     tasks: int | None = None
-    root: str = ""
-    owned: Callable = lambda state: ()
+    params_prefix: str = ""
+    divided: Callable[[PyTree], Any] = lambda state: ()

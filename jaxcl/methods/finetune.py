@@ -1,8 +1,7 @@
-"""Fine-tuning, which protects nothing: the lower reference."""
-
-import jax.numpy as jnp
+"""Fine-tuning, which protects nothing: the lower reference; and joint training, the upper one."""
 
 from jaxcl.core.method import Method
+from jaxcl.methods.spec import Built, Problem, Spec
 
 
 def finetune() -> Method:
@@ -10,13 +9,29 @@ def finetune() -> Method:
 
     Trained on the data of all tasks so far, it is joint training, the upper reference.
     """
-    return Method(
-        init=lambda key, params: (params, ()),
-        begin_task=lambda key, theta, state, task: (theta, state),
-        view=lambda theta, state, task, progress=None: theta,
-        trainable=lambda theta, state, task: True,
-        penalty=lambda theta, state, task, progress=None: jnp.float32(0),
-        project=lambda theta: theta,
-        end_task=lambda theta, state, task: (theta, state),
-        capacity=lambda theta, state: jnp.float32(1),
-    )
+    return Method(init=lambda key, params: (params, ()))
+
+
+def _build(problem: Problem, options) -> Built:
+    return Built(problem.with_heads(finetune()), problem.network())
+
+
+SPEC = Spec(
+    name="finetune",
+    label="Fine-tuning",
+    words="fine-tuning",
+    build=_build,
+    color="#8c8c8c",
+    role="lower",
+    scenarios=("task", "domain", "class"),
+)
+
+JOINT = Spec(
+    name="joint",
+    label="Joint",
+    words="joint training",
+    build=lambda problem, options: _build(problem, options)._replace(mixed=True),
+    color="#262626",
+    role="upper",
+    scenarios=("task", "domain", "class"),
+)

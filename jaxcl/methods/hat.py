@@ -1,6 +1,7 @@
 """HAT: hard attention to the task."""
 
 import math
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -8,15 +9,33 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl.core import masks
-from jaxcl.core.checks import check_choice, check_count, check_number
+from jaxcl.core.checks import check_choice, check_count
 from jaxcl.core.method import Method
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree, draw
+from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 from jaxcl.wiring.table import check_wiring
 
 MOST_EXPONENT = 50.0  # the original's thres_cosh
 MOST_EMBEDDING = 6.0  # the original's thres_emb
 GRADIENTS = ("original", "clipped", "ideal")
+
+
+@dataclass(frozen=True)
+class HATOptions:
+    """How HAT gates and protects.
+
+    Attributes:
+        s_max: scale of the gates at the end of each epoch.
+        c: weight of the regularizer.
+        hard: threshold the gates once a task ends, so that nothing is forgotten.
+        gradient: which derivative the gates have.
+    """
+
+    s_max: float = option(400.0, above=1, sweep=True)
+    c: float = option(0.75, least=0, sweep=True)
+    hard: bool = True
+    gradient: Literal["original", "clipped", "ideal"] = "original"
 
 
 class HATState(NamedTuple):
@@ -98,8 +117,8 @@ def hat(
     wiring: Wiring | None,
     tasks: int,
     *,
-    s_max: jax.typing.ArrayLike = 400.0,
-    c: jax.typing.ArrayLike = 0.75,
+    s_max: jax.typing.ArrayLike = HATOptions.s_max,
+    c: jax.typing.ArrayLike = HATOptions.c,
     hard: bool = False,
     gradient: Literal["original", "clipped", "ideal"] = "original",
     embedding: Literal["normal", "uniform"] = "normal",
@@ -140,9 +159,8 @@ def hat(
     if wiring is None:
         raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")
     check_count("hat: tasks", tasks)
-    check_number("hat: s_max", s_max, above=1)
-    check_number("hat: c", c, least=0)
-    check_choice("hat: gradient", gradient, GRADIENTS)
+    given = {"s_max": s_max, "c": c, "gradient": gradient}
+    check_options(HATOptions, given, "hat: {}".format)
     check_choice("hat: embedding", embedding, ("normal", "uniform"))
 
     def init(key, params):
@@ -202,18 +220,20 @@ def hat(
 
     return Method(
         init=init,
-        begin_task=lambda key, theta, state, task: (theta, state),
         view=view,
         trainable=trainable,
         penalty=penalty,
         project=project,
         end_task=end_task,
-        capacity=lambda theta, state: masks.capacity(
-            attended_weights(wiring, theta["params"], state.attention)
-        ),
-        overlap=lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
+        measures={
+            "capacity": lambda theta, state: masks.capacity(
+                attended_weights(wiring, theta["params"], state.attention)
+            ),
+            "overlap": lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
+        },
+        isolates=True,
         tasks=tasks,
-        root="params/",
+        params_prefix="params/",
     )
 
 
@@ -327,3 +347,27 @@ def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
         both += used * math.prod(leaf.shape[:-2])
         total += leaf.size
     return both / max(total, 1)
+
+
+def _build(problem: Problem, options: HATOptions) -> Built:
+    model = problem.network()
+    isolated = hat(
+        model.wiring, problem.tasks, s_max=options.s_max, c=options.c, hard=options.hard,
+        gradient=options.gradient,
+    )  # fmt: skip
+    return Built(problem.with_heads(isolated), model, problem.norm)
+
+
+SPEC = Spec(
+    name="hat",
+    label="HAT",
+    build=_build,
+    options=HATOptions,
+    color="#d1550b",
+    parameters=lambda problem, options, learner: sum(
+        leaf.size for leaf in jax.tree.leaves(learner.theta["params"])
+    ),
+    divides=True,
+    example="--s-max 100,200,400 --c 0.5,0.75,1",
+    reference="Serra et al., Overcoming catastrophic forgetting with hard attention (2018)",
+)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,10 +20,24 @@ from jaxcl.core.checks import (
     shorten,
 )
 from jaxcl.core.heads import HEAD
-from jaxcl.core.method import Method
-from jaxcl.methods.finetune import finetune
+from jaxcl.core.method import Method, Phase
+from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
+
+
+@dataclass(frozen=True)
+class PackNetOptions:
+    """How PackNet divides the weights.
+
+    Attributes:
+        prune: share of its weights that a task gives up; None makes all shares equal.
+        retrain_scale: step size of the retraining that follows pruning, as a share of the step size
+            before it; the original has a tenth.
+    """
+
+    prune: float | None = option(None, least=0, most=1, sweep=True)
+    retrain_scale: float = option(1.0, above=0, sweep=True)
 
 
 class PackNetState(NamedTuple):
@@ -47,6 +62,7 @@ def packnet(
     ties: Literal["exact", "original"] = "exact",
     scope: Literal["leaf", "global"] = "leaf",
     heads: str = HEAD,
+    retrain_scale: ArrayLike = PackNetOptions.retrain_scale,
 ) -> Method:
     """PackNet: each task keeps its largest weights, and later tasks train what is left.
 
@@ -68,6 +84,7 @@ def packnet(
         ties: see `masks.smallest_fraction`.
         scope: rank the weights of each leaf, or all of them together.
         heads: regular expression of the heads' paths, as for `multihead`.
+        retrain_scale: factor on the step size after pruning, where the engine trains.
 
     Returns:
         A method whose `theta` is the parameters. `masks.summary(params, state.owner)` tells which
@@ -88,6 +105,7 @@ def packnet(
     check_choice("packnet: ties", ties, masks.TIES)
     check_choice("packnet: scope", scope, masks.SCOPES)
     check_pattern("packnet: heads", heads)
+    check_options(PackNetOptions, {"retrain_scale": retrain_scale}, "packnet: {}".format)
     fractions = prune_fractions(tasks, prune)
     not_weights = f"{heads}|(bias|scale)$"
     is_prunable = prunable or (
@@ -160,15 +178,24 @@ def packnet(
             theta = with_owner(lambda w, o: jnp.where(o > 0, w, jnp.zeros_like(w)), theta, owner)
         return theta, state._replace(owner=owner)
 
-    return finetune()._replace(
+    return Method(
         init=init,
         begin_task=begin_task,
         view=view,
         trainable=trainable,
         end_task=end_task,
-        capacity=lambda theta, state: masks.capacity(jax.tree.map(lambda o: o > 0, state.owner)),
+        measures={
+            "capacity": lambda theta, state: masks.capacity(
+                jax.tree.map(lambda o: o > 0, state.owner)
+            )
+        },
+        phases=(
+            Phase("train", share=2 / 3),
+            Phase("retrain", share=1 / 3, step_scale=retrain_scale, closed=True),
+        ),
+        isolates=True,
         tasks=tasks,
-        owned=lambda state: state.owner,
+        divided=lambda state: state.owner,
     )
 
 
@@ -242,3 +269,28 @@ def _check_room(sizes, fractions, scope):
                 f"packnet: no weight is free for task {task} of {len(fractions)}: its predecessors "
                 f"keep all {sum(sizes):,}; let them give up more, or train fewer tasks."
             )
+
+
+def _build(problem: Problem, options: PackNetOptions) -> Built:
+    prune = "equal" if options.prune is None else options.prune
+    isolated = packnet(problem.tasks, prune, retrain_scale=options.retrain_scale)
+    return Built(problem.with_heads(isolated), problem.network(), problem.norm)
+
+
+def _about(learner) -> str:
+    """How much of the network is divided among the tasks."""
+    owner = learner.state.owner
+    return f"{masks.summary(learner.theta, owner).splitlines()[-1]} ({shorten(sorted(owner))})"
+
+
+SPEC = Spec(
+    name="packnet",
+    label="PackNet",
+    build=_build,
+    options=PackNetOptions,
+    color="#00876a",
+    divides=True,
+    about=_about,
+    example="--prune 0.25,0.5,0.75",
+    reference="Mallya and Lazebnik, PackNet (2018)",
+)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple, cast
 
@@ -13,7 +14,25 @@ from jaxcl.core.convolution import conv_general_dilated
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.core.trees import PyTree, draw
-from jaxcl.methods.finetune import finetune
+from jaxcl.methods.spec import Built, Problem, Spec, option
+
+COLUMNS = 8  # that the first program has room for
+
+
+@dataclass(frozen=True)
+class PNNOptions:
+    """How columns are connected.
+
+    Attributes:
+        lateral: kind of lateral connections.
+        alpha: start value of the adapters' learned scale.
+        column_width: width of each column's hidden layers, as a share of the network's; the HAT
+            paper's PNN has 1.117 over the number of tasks.
+    """
+
+    lateral: Literal["adapter", "linear"] = "adapter"
+    alpha: float = option(1.0, sweep=True)
+    column_width: float = option(1.0, above=0)
 
 
 class PNNState(NamedTuple):
@@ -34,7 +53,7 @@ def pnn(
     tasks: int,
     lateral: Literal["adapter", "linear"] | None = "adapter",
     *,
-    alpha: jax.typing.ArrayLike = 1.0,
+    alpha: jax.typing.ArrayLike = PNNOptions.alpha,
     projection: int | None = None,
 ) -> tuple[Method, Model]:
     """Progressive networks: task k trains column k, which sees the frozen columns 1 to k - 1.
@@ -108,12 +127,14 @@ def pnn(
         columns = jax.tree.map(lambda c, new: c.at[task].set(new), state.columns, theta)
         return theta, state._replace(columns=columns)
 
-    method = finetune()._replace(
+    method = Method(
         init=init,
         begin_task=begin_task,
         view=view,
         end_task=end_task,
-        capacity=lambda theta, state: jnp.float32(1),  # it grows, and is always in full use
+        # It grows, and is always in full use.
+        measures={"capacity": lambda theta, state: jnp.float32(1)},
+        isolates=True,
         tasks=tasks,
     )
     return method, _network(model, tasks, specs)
@@ -253,3 +274,61 @@ def _connect(hidden, kernel, spec):
     if spec is None or spec.kernel is None:
         return hidden @ kernel
     return conv_general_dilated(hidden, kernel, spec.strides, spec.padding)
+
+
+def task_limits(tasks: int) -> list[int]:
+    """The numbers of columns that the programs have room for, one program after the other.
+
+    A step computes with all columns that there is room for. So the room doubles, from `COLUMNS` on.
+
+    >>> task_limits(20)
+    [8, 16, 20]
+    """
+    smaller = [COLUMNS << i for i in range(tasks) if COLUMNS << i < tasks]
+    return [*smaller, tasks]
+
+
+def _build(problem: Problem, options: PNNOptions) -> Built:
+    column = problem.network(options.column_width)
+    return Built(*pnn(column, problem.tasks, options.lateral, alpha=options.alpha))
+
+
+def _independent(problem: Problem, options) -> Built:
+    return Built(*pnn(problem.network(), problem.tasks, None))
+
+
+def _parameters(problem: Problem, column: Model, lateral) -> int:
+    """A column counts the laterals from its predecessors alone."""
+
+    def size(columns):
+        # The last of n columns has room for n - 1 laterals and uses all.
+        method, _ = pnn(column, columns, lateral)
+        theta = jax.eval_shape(
+            lambda key: method.init(key, column.init(key)[0])[0], jax.random.key(0)
+        )
+        return sum(leaf.size for leaf in jax.tree.leaves(theta))
+
+    return sum(size(n + 1) for n in range(problem.tasks))
+
+
+SPEC = Spec(
+    name="pnn",
+    label="PNN",
+    build=_build,
+    options=PNNOptions,
+    color="#0b66ad",
+    task_limits=task_limits,
+    parameters=lambda problem, options, learner: _parameters(
+        problem, problem.network(options.column_width), options.lateral
+    ),
+    reference="Rusu et al., Progressive Neural Networks (2016)",
+)
+
+INDEPENDENT = Spec(
+    name="independent",
+    label="Independent",
+    words="independent columns",
+    build=_independent,
+    color="#7fb2d9",
+    parameters=lambda problem, options, learner: _parameters(problem, problem.network(), None),
+)

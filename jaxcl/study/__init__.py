@@ -3,7 +3,7 @@
 It imports `core`, `data`, `train`, `models` and `methods`; `report` and `cli` may import it.
 """
 
-from jaxcl.study.events import EpochEnd, TaskEnd, compilations, run
+from jaxcl.study.events import EpochEnd, StepsEnd, TaskEnd, compilations, run
 from jaxcl.study.feed import FEATURE_BYTES, features_fit, mixed, stack
 from jaxcl.study.memory import program_bytes
 from jaxcl.study.programs import Study, build
@@ -11,6 +11,7 @@ from jaxcl.study.programs import Study, build
 __all__ = [
     "FEATURE_BYTES",
     "EpochEnd",
+    "StepsEnd",
     "Study",
     "TaskEnd",
     "build",

@@ -12,7 +12,8 @@ from jax.typing import ArrayLike
 
 from jaxcl import train
 from jaxcl.core import masks
-from jaxcl.core.checks import check_number
+from jaxcl.core.checks import check_count, check_number, nearest
+from jaxcl.core.method import Phase
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.data.benchmark import check as check_benchmark
@@ -31,8 +32,9 @@ class Study(NamedTuple):
         benchmark: the sequence of tasks.
         seeds: array [replicas].
         settings: numeric settings, arrays [replicas].
-        epochs: epochs of training on each task, before `end_task`.
-        retrain_epochs: epochs after `end_task`, which PackNet needs; 0 for none.
+        phases: the phases of each task's training.
+        epochs: epochs of each of them, [tasks][phases].
+        steps: steps of each phase, where tasks are trained by steps; else None.
         layout: where the replicas run.
         programs: the compiled functions, by name.
         traces: how often each of them was traced.
@@ -42,8 +44,9 @@ class Study(NamedTuple):
     benchmark: Benchmark
     seeds: np.ndarray
     settings: dict[str, np.ndarray]
-    epochs: tuple[int, ...]
-    retrain_epochs: int
+    phases: tuple[Phase, ...]
+    epochs: tuple[tuple[int, ...], ...]
+    steps: tuple[int, ...] | None
     layout: replicas.Layout
     programs: dict[str, Callable]
     traces: Counter
@@ -56,10 +59,11 @@ def build(
     *,
     epochs: int | Sequence[int],
     retrain_epochs: int = 0,
+    steps: int | None = None,
     settings: Mapping[str, ArrayLike] | None = None,
     devices: Sequence[Device] | None = None,
     chunk: int | None = None,
-    split: int = 1,
+    devices_per_replica: int = 1,
 ) -> Study:
     """Prepares a study; nothing runs yet.
 
@@ -67,65 +71,83 @@ def build(
         recipe: a `train.Setup`; or a function from one replica's `settings` to it, which is called
             while programs are traced.
         benchmark: the sequence of tasks.
-        seeds: one for each replica.
+        seeds: one for each replica, whole numbers from 0 to 2^32 - 1.
         epochs: epochs on each task, at least 1; or one number for each task, where 0 leaves it as
-            it begins: a pretrained network that PackNet prunes at once.
+            it begins: a pretrained network that is pruned at once. Where the method has several
+            phases before `end_task`, they divide these epochs by their shares.
         retrain_epochs: further epochs after each task's `end_task`.
+        steps: train each task for so many steps instead of epochs, the phases by their shares.
         settings: numeric settings, one value for each replica.
         devices: see `replicas.layout`.
         chunk: likewise.
-        split: likewise; it must divide the batch.
+        devices_per_replica: likewise; it must divide the batch.
 
     Returns:
         A study for `run`.
 
     Raises:
-        ValueError: for settings of unequal length, a `split` that does not divide the batch,
+        ValueError: for settings of unequal length, settings that the recipe does not read, seeds
+            that are no whole numbers, `devices_per_replica` that does not divide the batch,
             numbers out of range, tasks that differ in shape or type, whatever `train.start`
             refuses, or fewer logits than classes.
     """
     given = recipe
     recipe = given if callable(given) else lambda settings: given
     benchmark = check_benchmark(benchmark)
-    numbers = np.asarray(seeds, np.uint32)
-    values = {name: np.asarray(value, np.float32) for name, value in (settings or {}).items()}
-    for name, value in values.items():
-        if value.shape != numbers.shape:
-            raise ValueError(
-                f"setting '{name}' needs one value for each of {numbers.size} replicas, "
-                f"got shape {value.shape}."
-            )
-    tasks = len(benchmark.tasks)
-    alike = isinstance(epochs, (int, np.integer))
-    each = (int(epochs),) * tasks if alike else tuple(epochs)
-    if len(each) != tasks or min(each) < (1 if alike else 0):
-        raise ValueError(
-            f"epochs must be at least 1, or one number from 0 on for each of {tasks} tasks, "
-            f"got {epochs}."
-        )
+    numbers, values = _check_seeds(seeds), _check_settings(settings or {}, len(seeds))
     check_number("retrain_epochs", retrain_epochs, least=0)
-    shapes = jax.eval_shape(
-        partial(_probe, recipe, benchmark), {name: value[0] for name, value in values.items()}
-    )
-    where = replicas.layout(
-        numbers.size, masks.size_bytes(shapes), devices=devices, chunk=chunk, split=split
-    )
-    for row in dict.fromkeys(zip(*values.values())) or [()]:  # as numbers, which can be checked
-        _check_batch(recipe(dict(zip(values, row))).batch, split)
-    traces = Counter()
+    shapes = _probe(recipe, benchmark, values)
+    layout = replicas.layout(
+        numbers.size, masks.size_bytes(shapes), devices=devices, chunk=chunk,
+        devices_per_replica=devices_per_replica,
+    )  # fmt: skip
+    setups = [recipe(row) for row in _rows(values)]
+    for setup in setups:
+        _check_batch(setup.batch, devices_per_replica)
+    phases = setups[0].method.phases
+    if retrain_epochs and not any(phase.closed for phase in phases):
+        phases = (*phases, Phase("retrain", closed=True))
+    if not retrain_epochs:
+        phases = tuple(phase for phase in phases if not phase.closed)
+    each = _epochs_by_task(epochs, len(benchmark.tasks))
+    planned = tuple(divide(phases, count, retrain_epochs) for count in each)
+    if steps is not None:
+        check_count("steps", steps)
+    by_steps = None if steps is None else divide(phases, steps, None)
+    axis = replicas.BATCH_AXIS if devices_per_replica > 1 else None
+    sample = jax.ShapeDtypeStruct(benchmark.shape, benchmark.tasks[0].train.x.dtype)
 
-    def program(function, in_place=False):
-        name = function.__name__
+    def set_up(settings):
+        """One replica's setup, as the study runs it."""
+        setup = recipe(settings)
+        everywhere = setup.method.phases + phases[len(setup.method.phases) :]
+        method = setup.method._replace(phases=everywhere)
+        return setup._replace(method=method, axis=axis, sample=setup.sample or sample)
+
+    programs, traces = compile_programs(set_up, len(benchmark.tasks), phases, layout)
+    return Study(
+        recipe, benchmark, numbers, values, phases, planned, by_steps, layout, programs, traces
+    )
+
+
+def compile_programs(
+    set_up: Recipe, tasks: int, phases: tuple[Phase, ...], layout: replicas.Layout
+) -> tuple[dict[str, Callable], Counter]:
+    """The functions of a learner's life, each compiled when it is first called; and the count."""
+    traces = Counter()
+    closed = next((i for i, phase in enumerate(phases) if phase.closed), None)
+
+    def program(function, in_place=False, name=None):
+        name = name or function.__name__
 
         def with_setup(carried, fixed, *shared):
             settings, *rest = fixed
-            setup = recipe(settings)._replace(axis=replicas.BATCH_AXIS if split > 1 else None)
-            return function(setup, carried, *rest, *shared)
+            return function(set_up(settings), carried, *rest, *shared)
 
         def count():
             traces[name] += 1
 
-        return replicas.spread(with_setup, where, count=count, in_place=in_place)
+        return replicas.spread(with_setup, layout, count=count, in_place=in_place)
 
     def start(setup, seed):
         return train.start(setup, jax.random.key(seed), tasks)
@@ -133,54 +155,187 @@ def build(
     def begin_task(setup, learner, task):
         return train.begin_task(setup, learner, task), ()
 
-    def epoch(setup, learner, state, features, data, task, index, validation):
+    def begin_phase(setup, learner, task, examples, validation, phase):
+        learner = train.begin_phase(
+            setup, learner, task, validation, phase=phase, examples=examples
+        )
+        return learner, ()
+
+    def epoch(setup, learner, state, features, data, task, index, first, last, done, phase=0):
         """The method's state, which no epoch changes, is read where it is and not moved about."""
         learner = learner._replace(state=state)
-        learner, metrics = train.epoch(setup, learner, data, task, index, validation, features)
-        return learner._replace(state=()), metrics
+        learner, metrics = train.steps(
+            setup, learner, data, task, index, first, last, features, phase=phase, done=done
+        )
+        return learner._replace(state=()), (metrics, learner.position.finite)
+
+    def end_epoch(setup, learner, task, validation):
+        return train.end_epoch(setup, learner, task, validation), learner.stopping.stopped
 
     def evaluate(setup, learner, data):
         method, own = setup.method, (learner.theta, learner.state)
-        overlap = method.overlap and method.overlap(*own)
-        return train.evaluate_all(setup, learner, data).accuracy, method.capacity(*own), overlap
+        finite = learner.position.finite & all_finite(learner.theta)
+        measures = {name: measure(*own) for name, measure in method.measures.items()}
+        return train.evaluate_all(setup, learner, data), measures, finite
 
-    def end(setup, learner, task, validation):
-        learner = train.end_task(setup, train.end_phase(setup, learner), task)
-        if retrain_epochs:
-            learner = train.begin_phase(setup, learner, task, validation)
+    def end(setup, learner, task, examples, validation):
+        learner = train.end_phase(setup, learner)
+        learner = train.end_task(setup, learner, task, examples, validation)
+        if closed is not None:
+            learner = train.begin_phase(
+                setup, learner, task, validation, phase=closed, examples=examples
+            )
         return learner, ()
 
-    def end_phase(setup, learner, task, validation):
+    def end_phase(setup, learner):
         return train.end_phase(setup, learner), ()
 
     def grow(setup, learner):
         return train.grow(setup, learner, tasks)
 
-    changing = (begin_task, epoch, end, end_phase)
-    programs = {function.__name__: program(function, in_place=True) for function in changing}
+    programs = {}
+    for function in (begin_task, epoch, end_epoch, end, end_phase):
+        programs[function.__name__] = program(function, in_place=True)
     for function in (start, grow, train.frozen_features, evaluate):
         programs[function.__name__] = program(function)
-    return Study(recipe, benchmark, numbers, values, each, retrain_epochs, where, programs, traces)
+    for i, phase in enumerate(phases):
+        name = f"begin_phase_{i}"
+        programs[name] = program(partial(begin_phase, phase=i), in_place=True, name=name)
+        programs[f"epoch_{i}"] = programs["epoch"]  # one program for all phases that train alike
+        if _trains_otherwise(phase):
+            name = f"epoch_{i}"
+            programs[name] = program(partial(epoch, phase=i), in_place=True, name=name)
+    return programs, traces
 
 
-def _probe(recipe: Recipe, benchmark: Benchmark, settings: Mapping[str, Any]) -> PyTree:
+def _trains_otherwise(phase: Phase) -> bool:
+    """Whether a phase's steps compute something else than the method's."""
+    return any(f is not None for f in (phase.trainable, phase.penalty, phase.project, phase.needed))
+
+
+def all_finite(tree: PyTree) -> jax.Array:
+    """Whether all entries of all leaves are finite, a bool scalar."""
+    leaves = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]
+    return jnp.stack(leaves).all() if leaves else jnp.bool_(True)
+
+
+def divide(phases: Sequence[Phase], count: int, after: int | None = 0) -> tuple[int, ...]:
+    """Epochs, or steps, of each phase: by their shares, at least 1, the first takes the rest.
+
+    Args:
+        phases: the phases.
+        count: epochs of the phases before `end_task`; of all phases if `after` is None.
+        after: epochs of those that follow it.
+
+    >>> divide((Phase("a", 2 / 3), Phase("b", 1 / 3)), 10)
+    (7, 3)
+    >>> divide((Phase("a", 2 / 3), Phase("b", 1 / 3, closed=True)), 1, None)
+    (1, 1)
+    """
+    groups = {False: count, True: after}
+    planned = [0] * len(phases)
+    for closed, total in groups.items():
+        chosen = [i for i, p in enumerate(phases) if after is None or p.closed == closed]
+        if not chosen or total is None:
+            continue
+        whole = sum(phases[i].share for i in chosen)
+        for i in chosen[1:]:
+            planned[i] = max(1, int(total * phases[i].share / whole + 1e-9)) if total else 0
+        rest = total - sum(planned[i] for i in chosen[1:])
+        planned[chosen[0]] = max(1, rest) if total else 0
+    return tuple(planned)
+
+
+def _epochs_by_task(epochs: int | Sequence[int], tasks: int) -> tuple[int, ...]:
+    alike = isinstance(epochs, (int, np.integer))
+    each = (int(epochs),) * tasks if alike else tuple(epochs)
+    if len(each) != tasks or min(each) < (1 if alike else 0):
+        raise ValueError(
+            f"epochs must be at least 1, or one number from 0 on for each of {tasks} tasks, "
+            f"got {epochs}."
+        )
+    return each
+
+
+def _check_seeds(seeds: Sequence[int]) -> np.ndarray:
+    numbers = np.asarray(seeds)
+    whole = np.issubdtype(numbers.dtype, np.integer)
+    if numbers.ndim != 1 or not whole or numbers.min() < 0 or numbers.max() > 0xFFFFFFFF:
+        raise ValueError(f"seeds must be whole numbers from 0 to 2^32 - 1, got {seeds}.")
+    return numbers.astype(np.uint32)
+
+
+def _check_settings(settings: Mapping[str, ArrayLike], replicas: int) -> dict[str, np.ndarray]:
+    values = {name: np.asarray(value, np.float32) for name, value in settings.items()}
+    for name, value in values.items():
+        if value.shape != (replicas,):
+            raise ValueError(
+                f"setting '{name}' needs one value for each of {replicas} replicas, "
+                f"got shape {value.shape}."
+            )
+    return values
+
+
+class _Read(dict):
+    """Settings that remember which of them were asked for."""
+
+    def __init__(self, values):
+        super().__init__(values)
+        self.asked = set()
+
+    def __getitem__(self, name):
+        self.asked.add(name)
+        return super().__getitem__(name)
+
+    def get(self, name, default=None):
+        self.asked.add(name)
+        return super().get(name, default)
+
+    def __contains__(self, name):
+        self.asked.add(name)
+        return super().__contains__(name)
+
+
+def _rows(values: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """The different combinations of settings, as numbers, which can be checked."""
+    return [dict(zip(values, row)) for row in dict.fromkeys(zip(*values.values()))] or [{}]
+
+
+def _probe(recipe: Recipe, benchmark: Benchmark, values: Mapping[str, np.ndarray]) -> PyTree:
     """The network's parameters; and a look at whether a learner can start, and see the examples."""
+    read = _Read({name: value[0] for name, value in values.items()})
+    recipe(read)
+    for name in values:
+        if name not in read.asked:
+            raise ValueError(
+                f"the recipe does not read the setting '{name}', which would have no effect"
+                f"{nearest(name, sorted(read.asked - values.keys()))}."
+            )
+    return jax.eval_shape(
+        partial(_first_look, recipe, benchmark), {name: value[0] for name, value in values.items()}
+    )
+
+
+def _first_look(recipe: Recipe, benchmark: Benchmark, settings: Mapping[str, Any]) -> PyTree:
     setup, tasks = recipe(settings), benchmark.tasks
+    x = tasks[0].train.x
+    setup = setup._replace(sample=setup.sample or jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
     learner = train.start(setup, jax.random.key(0), len(tasks))
     params, row = train.network(setup, learner, 0)
-    logits, _ = setup.model.apply(params, row, setup.prepare(jnp.asarray(tasks[0].train.x[:1])))
+    logits, _ = setup.model.apply(params, row, setup.prepare(jnp.asarray(x[:1])))
+    needed = sum(task.classes for task in tasks) if setup.scenario == "class" else 0
     for number, task in enumerate(tasks):
-        if logits.ndim != 2 or logits.shape[1] < task.classes:
+        if logits.ndim != 2 or logits.shape[1] < max(task.classes, needed):
             raise ValueError(
-                f"{benchmark.name}, task {number}: {task.classes} classes, but the network's "
-                f"logits have shape {logits.shape} for one example."
+                f"{benchmark.name}, task {number}: {max(task.classes, needed)} classes, but the "
+                f"network's logits have shape {logits.shape} for one example."
             )
     return setup.model.init(jax.random.key(0))[0]
 
 
-def _check_batch(batch: int, split: int) -> None:
-    if batch % split:
+def _check_batch(batch: int, devices: int) -> None:
+    if batch % devices:
         raise ValueError(
-            f"a batch of {batch} cannot be split evenly over {split} devices; choose a batch that "
-            f"{split} divides."
+            f"a batch of {batch} cannot be split evenly over {devices} devices; choose a batch "
+            f"that {devices} divides."
         )

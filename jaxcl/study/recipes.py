@@ -1,44 +1,30 @@
-"""Ready-made setups: each method by its name, with the settings that the command offers."""
+"""Ready-made setups: any method of the registry, or of a user's own, with its options."""
 
+import dataclasses
 import math
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcl import models, study
+from jaxcl import models
 from jaxcl.core import masks
-from jaxcl.core.checks import check_choice, check_number
-from jaxcl.core.heads import HEAD, multihead
+from jaxcl.core.checks import nearest
+from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Method
 from jaxcl.core.model import Model
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, normalize
-from jaxcl.methods.finetune import finetune
-from jaxcl.methods.hat import hat
-from jaxcl.methods.packnet import packnet
-from jaxcl.methods.pnn import pnn
-from jaxcl.study.programs import Study
+from jaxcl.methods import Built, Problem, Spec, find
+from jaxcl.methods.spec import check_options, option, swept_names
+from jaxcl.study.programs import Study, build, divide
 from jaxcl.train.types import Setup
 
-METHODS = ("finetune", "joint", "independent", "pnn", "hat", "packnet")
-SWEPT = ("learning_rate", "s_max", "c", "prune", "alpha", "weight_decay")
-
-LIMITS: dict[str, dict[str, float]] = {  # of the numbers in Options
-    "learning_rate": {"above": 0},
-    "s_max": {"above": 1},
-    "column_width": {"above": 0},
-    "weight_decay": {"least": 0},
-    "c": {"least": 0},
-    "prune": {"least": 0, "most": 1},
-    **{name: {"least": 1} for name in ("hidden", "batch", "epochs", "patience")},
-}
-
-COLUMNS = 8  # that the first program of PNN has room for
+NORMS = "norm"  # in the paths of the built-in networks' norms
 
 
 @dataclass(frozen=True)
@@ -48,46 +34,61 @@ class Options:
     Attributes:
         network: the architecture.
         hidden: widths of the MLP's hidden layers.
-        optimizer: the same for all methods; momentum is 0.9.
+        optimizer: momentum is 0.9; adamw is adam with a weight decay of 1e-4 unless said otherwise.
         learning_rate: step size.
         weight_decay: share of the step size by which kernels decay in a step; biases, norms and
-            HAT's embeddings do not.
+            embeddings do not.
+        clip_norm: largest norm of the gradient of all parameters together; None for any.
+        schedule: course of the step size over each phase of training: constant, or down to zero
+            along a cosine or a line.
+        reset_optimizer: start every task with a fresh state of the optimizer.
         batch: examples in a step.
-        epochs: epochs on each task; PackNet prunes after two thirds of them, and trains at least
-            one before and one after.
+        epochs: epochs on each task. A method with several phases divides them, and trains at least
+            one in each.
+        steps: steps on each task, in the place of epochs; None trains by epochs.
         select: keep the epoch with the best validation loss or accuracy; None keeps the last one.
-        patience: epochs without a better one, by the loss unless select says otherwise, before the
-            step size is divided by 3, and a task ends below 0.002 of it; None trains all epochs.
-        s_max: HAT: scale of the gates at the end of each epoch.
-        c: HAT: weight of the regularizer.
-        hard: HAT: threshold the gates once a task ends, so that nothing is forgotten.
-        prune: PackNet: share of its weights that a task gives up; None makes all shares equal.
-        lateral: PNN: kind of lateral connections.
-        alpha: PNN: start value of the adapters' learned scale.
-        column_width: PNN: width of each column's hidden layers, as a share of the network's; the
-            HAT paper's PNN has 1.117 over the number of tasks.
-        norm: statistics, scales and shifts of norm layers under HAT and PackNet.
-        precision: type of the network's arithmetic; parameters, masks and gates are float32.
+        patience: epochs without a better validation loss before the step size is divided by 3; a
+            task ends below 0.002 of it. None trains all epochs.
+        norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
+        precision: type of the network's arithmetic; parameters and masks are float32.
     """
 
     network: Literal["mlp", "alexnet", "resnet18", "vgg16"] = "mlp"
-    hidden: tuple[int, ...] = (100, 100)
-    optimizer: Literal["sgd", "momentum", "adam"] = "momentum"
-    learning_rate: float = 0.05
-    weight_decay: float = 0.0
-    batch: int = 32
-    epochs: int = 30
+    hidden: tuple[int, ...] = option((100, 100), least=1)
+    optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
+    learning_rate: float = option(0.05, above=0, sweep=True)
+    weight_decay: float = option(0.0, least=0, sweep=True)
+    clip_norm: float | None = option(None, above=0)
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    reset_optimizer: bool = True
+    batch: int = option(32, least=1)
+    epochs: int = option(30, least=1)
+    steps: int | None = option(None, least=1)
     select: Literal["loss", "accuracy"] | None = None
-    patience: int | None = None
-    s_max: float = 400.0
-    c: float = 0.75
-    hard: bool = True
-    prune: float | None = None
-    lateral: Literal["adapter", "linear"] = "adapter"
-    alpha: float = 1.0
-    column_width: float = 1.0
+    patience: int | None = option(None, least=1)
     norm: Literal["frozen", "per_task"] = "frozen"
     precision: Literal["float32", "bfloat16"] = "float32"
+
+
+SCHEDULES: dict[str, Callable[[jax.Array], jax.Array] | None] = {
+    "constant": None,
+    "cosine": lambda done: (1 + jnp.cos(jnp.pi * done)) / 2,
+    "linear": lambda done: 1 - done,
+}
+
+
+class Choice(NamedTuple):
+    """A method with all of its options.
+
+    Attributes:
+        spec: the method.
+        shared: the options that every method has.
+        own: an instance of `spec.options`.
+    """
+
+    spec: Spec
+    shared: Options
+    own: Any
 
 
 def defaults(benchmark: str) -> Options:
@@ -103,77 +104,95 @@ def defaults(benchmark: str) -> Options:
     return Options(epochs=10 if benchmark == "permuted_digits" else 30)
 
 
-def check(options: Options) -> None:
+def choose(method: str | Spec, options: Options | None = None, **changes: Any) -> Choice:
+    """A method with its options.
+
+    Args:
+        method: a name in the registry, or a Spec.
+        options: the shared options.
+        **changes: options by name, the method's own or shared ones.
+
+    Raises:
+        ValueError: for an unknown method or option, or a value that no run can have.
+
+    >>> choose("finetune", epochs=3).shared.epochs
+    3
+    """
+    spec, shared = find(method), options or Options()
+    common, own = {}, {}
+    for name, value in changes.items():
+        if name in _names(spec.options):
+            own[name] = value
+        elif name in _names(Options):
+            common[name] = value
+        else:
+            raise ValueError(
+                f"{spec.name} has no option '{name}'"
+                f"{nearest(name, [*_names(spec.options), *_names(Options)])}."
+            )
+    choice = Choice(spec, dataclasses.replace(shared, **common), spec.options(**own))
+    check(choice)
+    return choice
+
+
+def check(choice: Choice) -> None:
     """Raises ValueError, naming the option, for a value that no run can have."""
-    for name, kind in typing.get_type_hints(Options).items():
-        value, kinds = getattr(options, name), (kind, *typing.get_args(kind))
-        check_numbers(f"Options: {name}", value, LIMITS.get(name, {}))
-        absent = value is None and type(None) in kinds
-        for choice in kinds:
-            if typing.get_origin(choice) is Literal and not absent:
-                check_choice(f"Options: {name}", value, typing.get_args(choice))
-    if not options.hidden:
+    check_options(Options, vars(choice.shared), "Options: {}".format)
+    check_options(choice.spec.options, vars(choice.own), f"{choice.spec.name}: {{}}".format)
+    if not choice.shared.hidden:
         raise ValueError("Options: hidden needs at least one width.")
 
 
-def check_numbers(name: str, value: Any, limits: Mapping[str, float]) -> None:
-    """Raises ValueError for a number, alone or in a tuple, that is not within the limits."""
-    for one in value if isinstance(value, tuple) else (value,):
-        if isinstance(one, (int, float)):
-            check_number(name, one, **limits)
+def swept(spec: Spec) -> list[str]:
+    """The options of a method that a sweep can vary."""
+    return [*swept_names(Options), *swept_names(spec.options)]
 
 
-def epochs_of(method: str, options: Options) -> tuple[int, int]:
-    """Epochs before and after a task's end: all methods train equally long, from 2 epochs on.
-
-    >>> epochs_of("packnet", Options(epochs=30)), epochs_of("hat", Options(epochs=30))
-    ((20, 10), (30, 0))
-    >>> epochs_of("packnet", Options(epochs=2)), epochs_of("packnet", Options(epochs=1))
-    ((1, 1), (1, 1))
-    """
-    if method != "packnet":
-        return options.epochs, 0
-    after = max(1, options.epochs // 3)
-    return max(1, options.epochs - after), after
+def _names(kind: type) -> list[str]:
+    return [field.name for field in dataclasses.fields(kind)]
 
 
-def rooms(method: str, tasks: int) -> list[int]:
-    """The numbers of tasks that a method's programs have room for, one program after the other.
-
-    PNN computes with all columns that there is room for, in every step. So its room doubles, from
-    `COLUMNS` on; `experiments/benchmark.py --parts growth` measures that choice.
-
-    >>> rooms("pnn", 20), rooms("hat", 20)
-    ([8, 16, 20], [20])
-    """
-    smaller = [COLUMNS << i for i in range(tasks) if COLUMNS << i < tasks]
-    return [*smaller, tasks] if method == "pnn" else [tasks]
+def _choice(method: str | Spec | Choice, options: Options | None) -> Choice:
+    return method if isinstance(method, Choice) else choose(method, options)
 
 
-def stages(
-    method: str, benchmark: Benchmark, options: Options, seeds: Sequence[int], **build: Any
+def epochs_of(choice: Choice, built: Built) -> tuple[int, int]:
+    """Epochs before and after a task's end, by the shares of the method's phases."""
+    phases = built.method.phases
+    planned = divide(phases, choice.shared.epochs, None)
+    after = sum(count for phase, count in zip(phases, planned) if phase.closed)
+    return sum(planned) - after, after
+
+
+def studies(
+    method: str | Spec | Choice,
+    benchmark: Benchmark,
+    options: Options | None = None,
+    seeds: Sequence[int] = (0,),
+    **options_of_build: Any,
 ) -> list[Study]:
-    """The studies of one method, one for each of `rooms`, for `study.run`.
+    """The studies of one method, one for each of its `task_limits`, for `study.run`.
 
     Args:
-        method: one of `METHODS`.
+        method: a method, by name or by its Spec; or with options of its own, from `choose`.
         benchmark: the sequence of tasks.
-        options: all settings.
+        options: the shared options; None for the usual ones, or those of a Choice.
         seeds: one for each replica.
-        **build: what else `study.build` takes: settings, devices, chunk, split.
+        **options_of_build: what else `study.build` takes: settings, devices, chunk.
     """
-    before, after = epochs_of(method, options)
-    return [
-        study.build(
-            recipe(method, benchmark, options, room),
-            benchmark._replace(tasks=benchmark.tasks[:room]),
-            seeds,
-            epochs=before,
-            retrain_epochs=after,
-            **build,
-        )
-        for room in rooms(method, len(benchmark.tasks))
-    ]
+    choice = _choice(method, options)
+    made = []
+    for limit in choice.spec.task_limits(len(benchmark.tasks)):
+        recipe_of = recipe(choice, benchmark, tasks=limit)
+        before, after = epochs_of(choice, _built(choice, benchmark, limit))
+        made.append(
+            build(
+                recipe_of, benchmark._replace(tasks=benchmark.tasks[:limit]), seeds,
+                epochs=before, retrain_epochs=after, steps=choice.shared.steps,
+                **options_of_build,
+            )
+        )  # fmt: skip
+    return made
 
 
 def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model:
@@ -192,25 +211,39 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
     if options.network == "mlp":
         size, hidden = math.prod(benchmark.shape), scaled(*options.hidden)
         return models.mlp(size, hidden=hidden, **options_of_all)
-    build, widths = {
+    make, widths = {
         "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
         "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
         "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
     }[options.network]
-    return build(benchmark.shape, **widths, **options_of_all)
+    return make(benchmark.shape, **widths, **options_of_all)
+
+
+def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
+    """What a method is built for."""
+    own = f"{HEAD}|{NORMS}" if choice.shared.norm == "per_task" else HEAD
+    return Problem(
+        tasks or len(benchmark.tasks),
+        lambda width=1.0: network(benchmark, choice.shared, width),
+        own,
+        choice.shared.norm,
+    )
 
 
 def recipe(
-    method: str, benchmark: Benchmark, options: Options = Options(), room: int | None = None
+    method: str | Spec | Choice,
+    benchmark: Benchmark,
+    options: Options | None = None,
+    tasks: int | None = None,
 ) -> Callable[[Mapping[str, jax.Array]], Setup]:
     """The setup of one method, as a function of the settings that are swept.
 
     Args:
-        method: one of `METHODS`.
+        method: a method, by name or by its Spec; or with options of its own, from `choose`.
         benchmark: the sequence of tasks.
-        options: all settings.
-        room: number of tasks, the first of the sequence, that the method has room for; all by
-            default. See `rooms`.
+        options: the shared options; None for the usual ones, or those of a Choice.
+        tasks: number of tasks, the first of the sequence, that the method has room for; all by
+            default.
 
     Returns:
         A function from a mapping of swept settings, which may be traced and take the place of the
@@ -219,96 +252,96 @@ def recipe(
     Raises:
         ValueError: for an unknown method, or an option that no run can have.
     """
-    check(options)
-    check_choice("method", method, METHODS)
-    tasks = room or len(benchmark.tasks)
-    base = network(benchmark, options, options.column_width if method == "pnn" else 1.0)
+    choice = _choice(method, options)
+    check(choice)
+    limit = tasks or len(benchmark.tasks)
     prepare = normalize(benchmark)
-    classes = jnp.array([task.classes for task in benchmark.tasks[:tasks]])
-    per_task = f"{HEAD}|norm" if options.norm == "per_task" else HEAD
+    classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
 
     def setup(settings: Mapping[str, jax.Array]) -> Setup:
-        def value(name):
-            return settings.get(name, getattr(options, name))
-
-        model, norm = base, "shared"
-        if method in ("pnn", "independent"):
-            lateral = options.lateral if method == "pnn" else None
-            chosen, model = pnn(base, tasks, lateral, alpha=value("alpha"))
-        elif method == "hat":
-            isolated = hat(
-                base.wiring, tasks, s_max=value("s_max"), c=value("c"), hard=options.hard
-            )
-            chosen, norm = multihead(isolated, tasks, per_task), options.norm
-        elif method == "packnet":
-            prune = value("prune")
-            isolated = packnet(tasks, "equal" if prune is None else prune)
-            chosen, norm = multihead(isolated, tasks, per_task), options.norm
-        else:
-            chosen = multihead(finetune(), tasks)
-        if method == "joint":  # the examples of all tasks so far train the heads of all of them
-            chosen = chosen._replace(trainable=lambda theta, state, task: True)
+        chosen = with_settings(choice, settings)
+        built, shared = _built(chosen, benchmark, limit), chosen.shared
         return Setup(
-            method=chosen,
-            model=model,
-            optimizer=optimizer(options, value("learning_rate"), value("weight_decay")),
+            method=built.method,
+            model=built.model,
+            optimizer=optimizer(shared),
             prepare=prepare,
             classes=classes,
-            batch=options.batch,
-            norm=norm,
-            mixed=method == "joint",
-            select=options.select,
-            patience=options.patience,
+            batch=shared.batch,
+            norm=built.norm,
+            mixed=built.mixed,
+            select=shared.select,
+            patience=shared.patience,
+            reset=shared.reset_optimizer,
+            schedule=SCHEDULES[shared.schedule],
         )
 
     return setup
 
 
-def cost(
-    method: str, benchmark: Benchmark, learner: PyTree, options: Options = Options()
-) -> tuple[int, int]:
+def with_settings(choice: Choice, settings: Mapping[str, Any]) -> Choice:
+    """A method whose options of these names have other values, which may be traced."""
+    own = {name: settings[name] for name in settings if name in _names(choice.spec.options)}
+    shared = {name: settings[name] for name in settings if name in _names(Options)}
+    can = swept(choice.spec)
+    for name in settings:
+        if name not in can:
+            raise ValueError(
+                f"{choice.spec.name} has no numeric setting '{name}'{nearest(name, can)}; it has "
+                f"{', '.join(can)}."
+            )
+    return Choice(
+        choice.spec,
+        dataclasses.replace(choice.shared, **shared),
+        dataclasses.replace(choice.own, **own),
+    )
+
+
+def _built(choice: Choice, benchmark: Benchmark, tasks: int) -> Built:
+    return choice.spec.build(problem_of(choice, benchmark, tasks), choice.own)
+
+
+def cost(choice: Choice, benchmark: Benchmark, learner: PyTree) -> tuple[int, int]:
     """What a method has grown to once all tasks are learned.
 
     Args:
-        method: one of `METHODS`.
+        choice: the method with its options.
         benchmark: the sequence of tasks.
         learner: one learner, or its shapes.
-        options: all settings.
 
     Returns:
-        The number of the network's parameters, in which a column of PNN counts the laterals from
-        its predecessors alone; and the bytes that parameters and the method's state take beyond
-        those of plain fine-tuning.
+        The number of the network's parameters; and the bytes that parameters, the method's state
+        and its memory take beyond those of plain fine-tuning.
     """
-    tasks = len(benchmark.tasks)
-
-    def theta(chosen: Method, model: Model) -> PyTree:
-        return jax.eval_shape(
-            lambda key: chosen.init(key, model.init(key)[0])[0], jax.random.key(0)
-        )
-
-    if method in ("pnn", "independent"):
-        lateral = options.lateral if method == "pnn" else None
-        column = network(benchmark, options, options.column_width if method == "pnn" else 1.0)
-        # The last column of a network of n columns has room for n - 1 laterals and uses all.
-        networks = [theta(pnn(column, n + 1, lateral)[0], column) for n in range(tasks)]
+    problem = problem_of(choice, benchmark)
+    if choice.spec.parameters is not None:
+        parameters = choice.spec.parameters(problem, choice.own, learner)
     else:
-        networks = learner.theta["params"] if method == "hat" else learner.theta
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(networks))
-    plain = masks.size_bytes(theta(multihead(finetune(), tasks), network(benchmark, options)))
-    return parameters, masks.size_bytes((learner.theta, learner.state)) - plain
+        parameters = sum(leaf.size for leaf in jax.tree.leaves(learner.theta))
+    plain = problem.with_heads(Method(init=lambda key, params: (params, ())))
+    model = problem.network()
+    theta = jax.eval_shape(lambda key: plain.init(key, model.init(key)[0])[0], jax.random.key(0))
+    held = (learner.theta, learner.state, learner.memory)
+    return parameters, masks.size_bytes(held) - masks.size_bytes(theta)
 
 
-def optimizer(options: Options, learning_rate, weight_decay) -> optax.GradientTransformation:
+def optimizer(options: Options) -> optax.GradientTransformation:
     """The optimizer that the options name, with decoupled weight decay of the kernels."""
     direction = {
-        "sgd": optax.identity(),
-        "momentum": optax.trace(0.9),
-        "adam": optax.scale_by_adam(),
-    }[options.optimizer]
-    none = isinstance(weight_decay, float) and weight_decay == 0
-    decay = optax.identity() if none else optax.add_decayed_weights(weight_decay, mask=_kernels)
-    return optax.chain(direction, decay, optax.scale_by_learning_rate(learning_rate))
+        "sgd": optax.identity,
+        "momentum": partial(optax.trace, 0.9),
+        "adam": optax.scale_by_adam,
+        "adamw": optax.scale_by_adam,
+    }[options.optimizer]()
+    rate = options.weight_decay
+    none = isinstance(rate, float) and rate == 0
+    if none and options.optimizer == "adamw":
+        rate, none = 1e-4, False
+    decay = optax.identity() if none else optax.add_decayed_weights(rate, mask=_kernels)
+    parts = [direction, decay, optax.scale_by_learning_rate(options.learning_rate)]
+    if options.clip_norm is not None:
+        parts.insert(0, optax.clip_by_global_norm(options.clip_norm))
+    return optax.chain(*parts)
 
 
 def _kernels(theta: PyTree) -> PyTree:

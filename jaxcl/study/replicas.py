@@ -36,7 +36,7 @@ class Layout(NamedTuple):
     chunk: int
 
     @property
-    def share(self) -> int:
+    def per_device(self) -> int:
         """Number of replicas that a device holds."""
         return self.padded // self.mesh.shape[AXIS]
 
@@ -47,7 +47,7 @@ def layout(
     *,
     devices: Sequence[Device] | None = None,
     chunk: int | None = None,
-    split: int = 1,
+    devices_per_replica: int = 1,
 ) -> Layout:
     """Spreads replicas evenly over devices, and cuts each device's share into equal chunks.
 
@@ -57,22 +57,28 @@ def layout(
         devices: the devices to use; by default all, of all processes.
         chunk: most replicas that run side by side in a device. By default all of them on an
             accelerator; on a CPU as many as a core's cache holds, and at least 1.
-        split: number of devices that share each replica, and each take a part of its batches.
+        devices_per_replica: number of devices that share each replica, and each take a part of
+            its batches.
 
     Returns:
         A layout. Devices beyond one for each replica stay idle, spread over the processes.
 
     Raises:
-        ValueError: for numbers below 1, a `split` that does not divide the devices, or more
-            processes than replicas.
+        ValueError: for numbers below 1, `devices_per_replica` that does not divide the devices, or
+            more processes than replicas.
     """
-    for name, value in (("replicas", replicas), ("chunk", chunk), ("split", split)):
+    counts = {"replicas": replicas, "chunk": chunk, "devices_per_replica": devices_per_replica}
+    for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}.")
     devices = list(devices or jax.devices())
-    if len(devices) % split:
-        raise ValueError(f"split must divide the {len(devices)} devices, got {split}.")
-    groups = [devices[i : i + split] for i in range(0, len(devices), split)]
+    if len(devices) % devices_per_replica:
+        raise ValueError(
+            f"devices_per_replica must divide the {len(devices)} devices, got "
+            f"{devices_per_replica}."
+        )
+    each = devices_per_replica
+    groups = [devices[i : i + each] for i in range(0, len(devices), each)]
     rows = min(len(groups), replicas)
     devices = [device for i in range(rows) for device in groups[i * len(groups) // rows]]
     if (processes := jax.process_count()) > len({device.process_index for device in devices}):
@@ -80,15 +86,15 @@ def layout(
             f"some of {processes} processes have no work with {replicas} replicas; start fewer "
             f"processes, or ask for more seeds or settings."
         )
-    share = math.ceil(replicas / rows)
+    per_device = math.ceil(replicas / rows)
     if chunk is None:
-        chunk = share
+        chunk = per_device
         if devices[0].platform == "cpu":
             chunk = max(1, CPU_CACHE_BYTES // max(replica_bytes, 1))
-    chunks = math.ceil(share / chunk)
-    chunk = math.ceil(share / chunks)
+    chunks = math.ceil(per_device / chunk)
+    chunk = math.ceil(per_device / chunks)
     mesh = Mesh(
-        np.array(devices).reshape(rows, split),
+        np.array(devices).reshape(rows, each),
         (AXIS, BATCH_AXIS),
         axis_types=(AxisType.Auto, AxisType.Auto),
     )
@@ -97,7 +103,7 @@ def layout(
 
 def spread(
     function: Callable,
-    where: Layout,
+    layout: Layout,
     *,
     count: Callable[[], None] = lambda: None,
     in_place: bool = False,
@@ -109,7 +115,7 @@ def spread(
     Args:
         function: a pure function of two pytrees of one replica, and of arguments that all replicas
             read.
-        where: the layout.
+        layout: the layout.
         count: called whenever the function is traced, so compiled.
         in_place: the function gives `(carried, result)`, and the new carried arrays take the place
             of the old ones: the first argument is consumed, and no replica is held twice.
@@ -125,32 +131,32 @@ def spread(
         def run(replica):
             return function(*replica, *shared)
 
-        if where.share == 1:
+        if layout.per_device == 1:
             result = run(jax.tree.map(lambda leaf: leaf[0], (carried, fixed)))
             return jax.tree.map(lambda leaf: leaf[None], result)
-        if where.chunk == where.share:
+        if layout.chunk == layout.per_device:
             return jax.vmap(run)((carried, fixed))
         if in_place:
             return chunk_by_chunk(run, carried, fixed)
-        size = where.chunk if where.chunk > 1 else None
+        size = layout.chunk if layout.chunk > 1 else None
         return jax.lax.map(run, (carried, fixed), batch_size=size)
 
     def chunk_by_chunk(run, carried, fixed):
         """`jax.lax.map`, which would hold the old and the new arrays of all chunks at once."""
-        one = where.chunk == 1
+        one = layout.chunk == 1
 
         def part(tree, i):
             if one:
                 return jax.tree.map(lambda leaf: leaf[i], tree)
-            first = i * where.chunk
+            first = i * layout.chunk
             return jax.tree.map(
-                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, where.chunk), tree
+                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, layout.chunk), tree
             )
 
         def put(tree, new, i):
             if one:
                 return jax.tree.map(lambda leaf, row: leaf.at[i].set(row), tree, new)
-            first = i * where.chunk
+            first = i * layout.chunk
             return jax.tree.map(
                 lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, first, 0),
                 tree, new,
@@ -162,16 +168,16 @@ def spread(
 
         _, result = jax.eval_shape(jax.vmap(run), (carried, fixed))
         empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
-        return jax.lax.fori_loop(0, where.share // where.chunk, step, (carried, empty))
+        return jax.lax.fori_loop(0, layout.per_device // layout.chunk, step, (carried, empty))
 
     # Where devices share each replica, what they do is left to XLA, guided by the batch's sharding.
-    by_hand = {AXIS} if where.mesh.shape[BATCH_AXIS] > 1 else set(where.mesh.axis_names)
+    by_hand = {AXIS} if layout.mesh.shape[BATCH_AXIS] > 1 else set(layout.mesh.axis_names)
 
     def everywhere(carried, fixed, *shared):
         own, whole = PartitionSpec(AXIS), PartitionSpec()
         return jax.shard_map(
             on_device,
-            mesh=where.mesh,
+            mesh=layout.mesh,
             in_specs=(own, own, *[whole] * len(shared)),
             out_specs=own,
             axis_names=by_hand,
@@ -181,19 +187,19 @@ def spread(
     return jax.jit(everywhere, donate_argnums=0 if in_place else ())
 
 
-def place(tree: PyTree, where: Layout) -> PyTree:
+def place(tree: PyTree, layout: Layout) -> PyTree:
     """Puts host arrays with a leading [replicas] axis on the mesh, padded by the last replica."""
 
     def padded(leaf):
-        short = where.padded - leaf.shape[0]
+        short = layout.padded - leaf.shape[0]
         return np.concatenate([leaf, np.repeat(leaf[-1:], short, axis=0)])
 
-    return _put(jax.tree.map(padded, tree), NamedSharding(where.mesh, PartitionSpec(AXIS)))
+    return _put(jax.tree.map(padded, tree), NamedSharding(layout.mesh, PartitionSpec(AXIS)))
 
 
-def share(tree: PyTree, where: Layout) -> PyTree:
+def replicate(tree: PyTree, layout: Layout) -> PyTree:
     """Puts one copy of arrays that all replicas read on every device."""
-    return _put(tree, NamedSharding(where.mesh, PartitionSpec()))
+    return _put(tree, NamedSharding(layout.mesh, PartitionSpec()))
 
 
 def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
@@ -207,8 +213,8 @@ def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(put, tree)
 
 
-def fetch(tree: PyTree, where: Layout) -> PyTree:
+def fetch(tree: PyTree, layout: Layout) -> PyTree:
     """The replicas' arrays on every host, without the surplus replicas."""
     if jax.process_count() > 1:
         tree = multihost_utils.process_allgather(tree, tiled=True)
-    return jax.tree.map(lambda leaf: np.asarray(leaf)[: where.replicas], tree)
+    return jax.tree.map(lambda leaf: np.asarray(leaf)[: layout.replicas], tree)

@@ -5,20 +5,35 @@ does. `task`, `epoch` and all numbers are traced, so one compiled program serves
 It imports `core` alone; `methods`, `study` and whatever comes after them may import it.
 """
 
-from jaxcl.train.evaluation import evaluate, evaluate_all, frozen_features, network
+from jaxcl.train.evaluation import evaluate, evaluate_all, frozen_features
+from jaxcl.train.forward import network
 from jaxcl.train.lifecycle import begin_phase, begin_task, end_phase, end_task, grow, start
-from jaxcl.train.loop import epoch
-from jaxcl.train.types import Data, Learner, Metrics, Plan, Setup, check, examples
+from jaxcl.train.loop import end_epoch, epoch, steps
+from jaxcl.train.losses import accuracy, cross_entropy, squared_error
+from jaxcl.train.types import (
+    Data,
+    EarlyStopping,
+    Learner,
+    Metrics,
+    Position,
+    Setup,
+    check,
+    examples,
+)
 
 __all__ = [
     "Data",
+    "EarlyStopping",
     "Learner",
     "Metrics",
-    "Plan",
+    "Position",
     "Setup",
+    "accuracy",
     "begin_phase",
     "begin_task",
     "check",
+    "cross_entropy",
+    "end_epoch",
     "end_phase",
     "end_task",
     "epoch",
@@ -28,5 +43,7 @@ __all__ = [
     "frozen_features",
     "grow",
     "network",
+    "squared_error",
     "start",
+    "steps",
 ]

@@ -1,7 +1,5 @@
 """The boundaries of training: a learner starts, begins and ends phases and tasks, and grows."""
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,20 @@ from jax.typing import ArrayLike
 
 from jaxcl.core import masks
 from jaxcl.core.checks import shorten
+from jaxcl.core.method import Batch
 from jaxcl.core.trees import PyTree
-from jaxcl.train.stopping import new_plan, to_beat
-from jaxcl.train.types import Data, Learner, Setup, check, has_rows
+from jaxcl.train.forward import lend, takes
+from jaxcl.train.stopping import new_stopping, to_beat
+from jaxcl.train.types import (
+    Data,
+    EarlyStopping,
+    Learner,
+    Metrics,
+    Position,
+    Setup,
+    check,
+    has_rows,
+)
 
 
 def start(
@@ -46,8 +55,41 @@ def start(
         initial = jax.tree.map(
             lambda new, old: jnp.broadcast_to(new, old.shape), statistics, initial
         )
-    statistics = initial
-    names = sorted(masks.leaves_by_path(statistics))
+    _check_norm(setup, sorted(masks.leaves_by_path(initial)))
+    if params is not None:
+        _check_params(params, fresh)
+    theta, state = setup.method.init(method_key, fresh if params is None else params)
+    rows = tasks if has_rows(setup) else 1
+    statistics = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), initial)
+    totals = Metrics(jnp.zeros(()), jnp.zeros(()))
+    nothing = EarlyStopping(jnp.float32(1), jnp.int32(0), jnp.bool_(False), jnp.float32(0), None)
+    learner = Learner(
+        theta, state, statistics, (), nothing, key, (),
+        Position(jnp.int32(-1), totals, jnp.bool_(True)),
+    )  # fmt: skip
+    learner = learner._replace(memory=_memory(setup, learner))
+    return begin_phase(setup, learner, 0)
+
+
+def _memory(setup: Setup, learner: Learner) -> PyTree:
+    """The method's fast memory, empty."""
+    if setup.method.online is None:
+        return ()
+    if setup.sample is None:
+        raise ValueError(
+            "Setup: the method keeps a memory of examples; sample needs the shape and type of one "
+            "stored example, a jax.ShapeDtypeStruct."
+        )
+    x = jax.ShapeDtypeStruct((1, *setup.sample.shape), setup.sample.dtype)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    context = lend(setup, learner.statistics, 0, learner.key)
+    logits = jax.eval_shape(
+        lambda x: context.logits(learner.theta, learner.state, Batch(x, None)), x
+    )
+    return setup.method.online.init(Batch(x, label, label, features=logits), learner.theta)
+
+
+def _check_norm(setup: Setup, names: list[str]) -> None:
     if setup.norm is None and names:
         raise ValueError(
             f"The model keeps running statistics ({shorten(names, 3)}); "
@@ -56,16 +98,10 @@ def start(
         )
     if setup.norm == "frozen" and names and not takes(setup.model.apply, "freeze_norm"):
         raise ValueError(
-            "Setup: norm='frozen' needs a model whose apply takes freeze_norm=True. PNN's does "
-            "not, as each column has statistics of its own: declare norm='shared'."
+            "Setup: norm='frozen' needs a model whose apply takes freeze_norm=True. That of a "
+            "network of columns does not, as each column has statistics of its own: declare "
+            "norm='shared'."
         )
-    if params is not None:
-        _check_params(params, fresh)
-    theta, state = setup.method.init(method_key, fresh if params is None else params)
-    rows = tasks if has_rows(setup) else 1
-    statistics = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), statistics)
-    learner = Learner(theta, state, statistics, (), new_plan(setup, theta, statistics), key)
-    return begin_phase(setup, learner, 0)
 
 
 def _check_params(params: PyTree, fresh: PyTree) -> None:
@@ -87,7 +123,8 @@ def begin_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
         statistics = jax.tree.map(
             lambda rows: rows.at[task].set(rows[jnp.maximum(task - 1, 0)]), statistics
         )
-    learner = learner._replace(theta=theta, state=state, statistics=statistics)
+    position = learner.position._replace(task=jnp.asarray(task, jnp.int32))
+    learner = learner._replace(theta=theta, state=state, statistics=statistics, position=position)
     return begin_phase(setup, learner, task)
 
 
@@ -100,15 +137,21 @@ def grow(setup: Setup, learner: Learner, tasks: int) -> Learner:
 
     kept = {
         name: jax.tree.map(keep, getattr(fresh, name), getattr(learner, name))
-        for name in ("theta", "state", "statistics")
+        for name in ("theta", "state", "statistics", "memory", "position")
     }
     return fresh._replace(**kept)
 
 
 def begin_phase(
-    setup: Setup, learner: Learner, task: ArrayLike, validation: Data | None = None
+    setup: Setup,
+    learner: Learner,
+    task: ArrayLike,
+    validation: Data | None = None,
+    *,
+    phase: int = 0,
+    examples: Data | None = None,
 ) -> Learner:
-    """Renews the optimizer and the plan: at a task's start, and before PackNet's retraining.
+    """Renews the optimizer and what is kept: at a task's start, and before each further phase.
 
     Args:
         setup: method, network and optimizer.
@@ -116,6 +159,8 @@ def begin_phase(
         task: the task.
         validation: where `setup` keeps the best state, the examples on which the one that the
             phase begins with competes with those of its epochs; None if the first epoch is to win.
+        phase: the phase, an index into the method's; it is not traced.
+        examples: the task's examples, or a sample, for a method whose phases begin with a look.
 
     Returns:
         The learner, ready for `epoch`.
@@ -123,26 +168,56 @@ def begin_phase(
     Source: the authors' code. PackNet keeps the pruned network if retraining never beats it; HAT
         starts every task from an infinite loss.
     """
-    plan = new_plan(setup, learner.theta, learner.statistics)
-    if plan.kept is not None and validation is not None:
-        plan = plan._replace(best=to_beat(setup, learner, validation, task))
-    return learner._replace(opt_state=setup.optimizer.init(learner.theta), plan=plan)
+    chosen = setup.method.phases[phase]
+    if chosen.begin is not None:
+        key = jax.random.fold_in(jax.random.fold_in(learner.key, 3 + phase), task)
+        context = lend(setup, learner.statistics, task, key, None, examples, validation)
+        theta, state = chosen.begin(context, learner.theta, learner.state)
+        learner = learner._replace(theta=theta, state=state)
+    stopping = new_stopping(setup, learner, chosen, task)
+    if stopping.kept is not None and validation is not None:
+        stopping = stopping._replace(best=to_beat(setup, learner, validation, task))
+    fresh = setup.reset or learner.opt_state == ()
+    opt_state = setup.optimizer.init(learner.theta) if fresh else learner.opt_state
+    return learner._replace(opt_state=opt_state, stopping=stopping)
 
 
-def end_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
-    """Closes a task: PackNet prunes, HAT accumulates its attention, PNN freezes its column."""
-    theta, state = setup.method.end_task(learner.theta, learner.state, task)
-    return learner._replace(theta=theta, state=state)
+def end_task(
+    setup: Setup,
+    learner: Learner,
+    task: ArrayLike,
+    examples: Data | None = None,
+    validation: Data | None = None,
+) -> Learner:
+    """Closes a task: PackNet prunes, HAT accumulates its attention, PNN freezes its column.
+
+    Args:
+        setup: method and network.
+        learner: the learner.
+        task: the task.
+        examples: the task's examples, or a sample, for a method that consolidates on them.
+        validation: its validation examples, likewise.
+
+    Raises:
+        ValueError: if the method consolidates, and there are no examples.
+    """
+    state, memory = learner.state, learner.memory
+    if setup.method.consolidate is not None:
+        if examples is None:
+            raise ValueError("end_task: the method needs the task's examples; give examples=.")
+        key = jax.random.fold_in(jax.random.fold_in(learner.key, 2), -1)
+        context = lend(
+            setup, learner.statistics, task, jax.random.fold_in(key, task), None,
+            jax.tree.map(jnp.asarray, examples), validation,
+        )  # fmt: skip
+        state, memory = setup.method.consolidate(context, learner.theta, state, memory)
+    theta, state = setup.method.end_task(learner.theta, state, task)
+    return learner._replace(theta=theta, state=state, memory=memory)
 
 
 def end_phase(setup: Setup, learner: Learner) -> Learner:
     """Goes back to the best state of the phase, where one is kept."""
-    if learner.plan.kept is None:
+    if learner.stopping.kept is None:
         return learner
-    theta, statistics = learner.plan.kept
-    return learner._replace(theta=theta, statistics=statistics)
-
-
-def takes(function, name):
-    kinds = inspect.signature(function).parameters
-    return name in kinds or any(p.kind is p.VAR_KEYWORD for p in kinds.values())
+    theta, statistics, memory = learner.stopping.kept
+    return learner._replace(theta=theta, statistics=statistics, memory=memory)

@@ -1,8 +1,6 @@
-"""The training engine: one learner, one task, one epoch, as pure functions.
+"""One epoch on one task, or a part of one: the loop over its batches, and its step."""
 
-Everything here can be jitted, vmapped over learners and placed on a mesh by the caller; `study`
-does. `task`, `epoch` and all numbers are traced, so one compiled program serves a whole sequence.
-"""
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +9,13 @@ from jax.sharding import PartitionSpec
 from jax.typing import ArrayLike
 
 from jaxcl.core.isolate import IsolateState, isolate
+from jaxcl.core.method import Batch, Phase, Step
 from jaxcl.core.trees import PyTree
-from jaxcl.train.evaluation import scores, statistics_row
-from jaxcl.train.stopping import follow_plan
-from jaxcl.train.types import Data, Learner, Metrics, Setup, has_rows
+from jaxcl.train.evaluation import means
+from jaxcl.train.forward import lend, training_logits
+from jaxcl.train.outputs import scores
+from jaxcl.train.stopping import follow
+from jaxcl.train.types import Data, Learner, Metrics, Setup, rows_of, trainable
 
 
 def epoch(
@@ -25,6 +26,9 @@ def epoch(
     index: ArrayLike,
     validation: Data | None = None,
     features: PyTree | None = None,
+    *,
+    phase: int = 0,
+    done: ArrayLike = 0.0,
 ) -> tuple[Learner, Metrics]:
     """One epoch on one task, in a fresh random order.
 
@@ -37,6 +41,8 @@ def epoch(
         validation: examples that choose the best epoch and pace the step size, where `setup` asks;
             for `setup.mixed` those of all tasks, with a leading [tasks] axis.
         features: what the network's `frozen` part gives for each example of `data`, [length, ...].
+        phase: the phase, an index into the method's; it is not traced.
+        done: see `steps`.
 
     Returns:
         The learner after the epoch, and the means of its training loss and accuracy; those of a
@@ -45,90 +51,203 @@ def epoch(
     Raises:
         ValueError: if `setup` needs validation examples and there are none.
     """
-    if learner.plan.kept is not None and validation is None:
+    number = (data.count + setup.batch - 1) // setup.batch
+    learner, metrics = steps(
+        setup, learner, data, task, index, 0, number, features, phase=phase, done=done
+    )
+    return end_epoch(setup, learner, task, validation), metrics
+
+
+def end_epoch(
+    setup: Setup, learner: Learner, task: ArrayLike, validation: Data | None = None
+) -> Learner:
+    """Judges an epoch by the validation examples, where `setup` asks."""
+    if learner.stopping.kept is None:
+        return learner
+    if validation is None:
         raise ValueError("epoch: Setup.select and Setup.patience need validation examples.")
+    return follow(setup, learner, validation, task)
+
+
+class _Epoch(NamedTuple):
+    """What no step of an epoch changes."""
+
+    setup: Setup
+    phase: Phase
+    learner: Learner
+    data: Data
+    features: PyTree
+    order: jax.Array  # [length], the epoch's rows
+    count: Any  # of steps in the whole epoch
+    key: jax.Array
+    task: Any
+    tx: optax.GradientTransformationExtraArgs
+    scale: Any  # of the updates; None for 1
+
+
+class _Carry(NamedTuple):
+    """What every step changes."""
+
+    theta: PyTree
+    statistics: PyTree
+    opt_state: PyTree
+    memory: PyTree
+    totals: Metrics
+
+
+def steps(
+    setup: Setup,
+    learner: Learner,
+    data: Data,
+    task: ArrayLike,
+    index: ArrayLike,
+    first: ArrayLike,
+    last: ArrayLike,
+    features: PyTree | None = None,
+    *,
+    phase: int = 0,
+    done: ArrayLike = 0.0,
+) -> tuple[Learner, Metrics]:
+    """A part of an epoch: the steps from `first` to before `last`, which may be traced.
+
+    Args:
+        setup: method, network and optimizer.
+        learner: a learner whose task has begun; one that has done the steps before `first`.
+        data: the task's examples.
+        task: the task.
+        index: the epoch's number.
+        first: the first step.
+        last: the step before which to stop, at most the number of the epoch's batches.
+        features: as for `epoch`.
+        phase: the phase, an index into the method's; it is not traced.
+        done: the share of the phase's epochs that are done, for `Setup.schedule`: one number, or
+            two, before and after this epoch.
+
+    Returns:
+        The learner, and the means over the examples of the epoch so far.
+    """
     data = jax.tree.map(jnp.asarray, data)
     key = jax.random.fold_in(learner.key, 2)
     key = jax.random.fold_in(jax.random.fold_in(key, task), index)
-    order = _random_order(key, data.y.shape[0], data.count)
-    steps = (data.count + setup.batch - 1) // setup.batch
-    tx = isolate(setup.optimizer)
-    trainable = setup.method.trainable(learner.theta, learner.state, task)
-    opt_state = IsolateState(jax.tree.map(jnp.asarray, trainable), learner.opt_state)
-
-    def step(i, carry):
-        theta, statistics, opt_state, totals = carry
-        seen = i * setup.batch
-        position = seen + jnp.arange(setup.batch)
-        rows = order[position % data.count]  # the last batch is filled up with weight 0
-        weight = jnp.asarray(position < data.count, float)
-        batch = jax.tree.map(lambda leaf: leaf[rows], (data.x, data.y, data.task, features))
-        if setup.axis is not None:
-            batch = jax.lax.with_sharding_constraint(batch, PartitionSpec(setup.axis))
-        if setup.annealing == "paper":
-            progress = jnp.asarray(i, float) / jnp.maximum(steps - 1, 1)
-        else:
-            progress = jnp.asarray(seen, float) / data.count
-
-        def objective(theta):
-            logits, new = training_logits(
-                setup, theta, learner.state, statistics, batch, task, progress,
-                jax.random.fold_in(key, i),
-            )  # fmt: skip
-            loss, correct = scores(setup, logits, batch, task)
-            loss = jnp.sum(loss * weight)
-            penalty = setup.method.penalty(theta, learner.state, task, progress)
-            totals = loss, jnp.sum(correct * weight)
-            return loss / jnp.sum(weight) + penalty, (new, totals)
-
-        gradient, (statistics, new_totals) = jax.grad(objective, has_aux=True)(theta)
-        updates, opt_state = tx.update(gradient, opt_state, theta)
-        if setup.patience is not None:
-            updates = jax.tree.map(lambda u: u * learner.plan.scale.astype(u.dtype), updates)
-        theta = setup.method.project(optax.apply_updates(theta, updates))
-        totals = jax.tree.map(jnp.add, totals, new_totals)
-        return theta, statistics, opt_state, totals
-
-    carry = (learner.theta, learner.statistics, opt_state, (jnp.zeros(()),) * 2)
-    theta, statistics, opt_state, totals = jax.lax.fori_loop(0, steps, step, carry)
-    trained = learner._replace(theta=theta, statistics=statistics, opt_state=opt_state.inner)
-    metrics = Metrics(*(total / data.count for total in totals))
-    if learner.plan.kept is None:
-        return trained, metrics
-    return follow_plan(setup, learner, trained, validation, task), metrics
+    chosen = setup.method.phases[phase]
+    mask = trainable(setup, learner.theta, learner.state, task, chosen.trainable)
+    run = _Epoch(
+        setup, chosen, learner, data, features,
+        order=_random_order(key, data.y.shape[0], data.count),
+        count=(data.count + setup.batch - 1) // setup.batch,
+        key=key, task=task, tx=isolate(setup.optimizer), scale=_scale(setup, learner, done),
+    )  # fmt: skip
+    before = learner.position.totals
+    totals = jax.tree.map(lambda total: jnp.where(first == 0, 0.0, total), before)
+    carry = _Carry(
+        learner.theta, learner.statistics, IsolateState(mask, learner.opt_state),
+        learner.memory, totals,
+    )  # fmt: skip
+    carry = jax.lax.fori_loop(first, last, lambda i, carry: _step(run, i, carry), carry)
+    after = learner._replace(
+        theta=carry.theta, statistics=carry.statistics, opt_state=carry.opt_state.inner,
+        memory=carry.memory,
+    )  # fmt: skip
+    if setup.patience is not None or chosen.needed is not None:  # a stopped learner stands still
+        stopped = learner.stopping.stopped
+        after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, learner)
+    finite = learner.position.finite & jnp.isfinite(carry.totals.loss)
+    position = learner.position._replace(totals=carry.totals, finite=finite)
+    seen = jnp.minimum(last * setup.batch, data.count)
+    return after._replace(position=position), means(carry.totals, seen)
 
 
-def training_logits(setup, theta, state, statistics, batch, task, progress, key):
-    """The network's logits on a training batch, and the statistics that follow."""
-    x, _, tasks_of_x, features = batch
-    x = setup.prepare(x)
-    extra = {} if features is None else {"features": features}
+def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
+    """One batch: the loss, its gradient, the optimizer's step."""
+    setup, task, theta, state = run.setup, run.task, carry.theta, run.learner.state
+    method, online = setup.method, setup.method.online
+    new_rows, progress = _batch(run, i)
+    size = new_rows.y.shape[0]
+    key = jax.random.fold_in(run.key, i)
+    context = lend(setup, carry.statistics, task, key, progress)
+    batch = new_rows
+    if online is not None and online.extend is not None:
+        batch = online.extend(context, new_rows, carry.memory)
+    penalty = run.phase.penalty or method.penalty
 
-    def apply(params, row, **mode):
-        return setup.model.apply(params, row, x, train=True, key=key, **extra, **mode)
+    def task_loss(theta):
+        logits, statistics = training_logits(
+            setup, theta, state, carry.statistics, batch, task, progress, key
+        )
+        loss, right = (each * batch.weight for each in scores(setup, logits, batch, task))
+        mean = jnp.sum(loss) / jnp.sum(batch.weight)
+        if method.auxiliary is not None:
+            mean += method.auxiliary(context, theta, state, carry.memory, batch, logits)
+        totals = Metrics(jnp.sum(loss[:size]), jnp.sum(right[:size]))  # without what is replayed
+        return mean, (statistics, totals, logits)
 
-    if setup.mixed:
-        tasks = len(setup.classes)
-        row = statistics_row(setup, statistics, 0)
-        logits, row = jax.vmap(
-            lambda t: apply(setup.method.view(theta, state, t, progress), row),
-            out_axes=(0, None),
-        )(jnp.arange(tasks))  # only what depends on the task, the heads, is computed repeatedly
-        logits = logits[tasks_of_x, jnp.arange(x.shape[0])]
+    def objective(theta):
+        loss, aux = task_loss(theta)
+        return loss + penalty(theta, state, task, progress), aux
+
+    separately = online is not None
+    (value, aux), gradient = jax.value_and_grad(
+        task_loss if separately else objective, has_aux=True
+    )(theta)
+    statistics, totals, logits = aux
+    of_task = gradient
+    if separately:
+        extra = jax.grad(lambda theta: penalty(theta, state, task, progress))(theta)
+        gradient = jax.tree.map(jnp.add, gradient, extra)
+        if online.gradient is not None:
+            gradient = online.gradient(context, gradient, theta, state, carry.memory)
+    updates, opt_state = run.tx.update(
+        gradient, carry.opt_state, theta, **_extra_arguments(run, value, gradient, objective)
+    )
+    if run.scale is not None:
+        scale = run.scale(progress)
+        updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
+    project = run.phase.project or method.project
+    after = project(optax.apply_updates(theta, updates))
+    memory = carry.memory
+    if online is not None and online.update is not None:
+        step = Step(new_rows, logits[:size], of_task, theta, after)
+        memory = online.update(context, memory, step)
+    totals = jax.tree.map(jnp.add, carry.totals, totals)
+    return _Carry(after, statistics, opt_state, memory, totals)
+
+
+def _batch(run: _Epoch, i) -> tuple[Batch, jax.Array]:
+    """The rows of step `i`, and how far the epoch is."""
+    setup, data = run.setup, run.data
+    seen = i * setup.batch
+    position = seen + jnp.arange(setup.batch)
+    rows = run.order[position % data.count]  # the last batch is filled up with weight 0
+    batch = rows_of(data, rows, run.features)
+    if setup.axis is not None:
+        batch = jax.lax.with_sharding_constraint(batch, PartitionSpec(setup.axis))
+    batch = batch._replace(weight=jnp.asarray(position < data.count, float))
+    if setup.annealing == "paper":
+        # The last batch is at 1, and so is the only one.
+        last = jnp.maximum(run.count - 1, 1)
+        progress = jnp.asarray(i + (run.count == 1), float) / last
     else:
-        params = setup.method.view(theta, state, task, progress)
-        row = statistics_row(setup, statistics, task)
-        if setup.norm == "frozen" and jax.tree.leaves(statistics):
-            logits, row = jax.lax.cond(
-                task == 0,
-                lambda p: apply(p, row),
-                lambda p: (apply(p, row, freeze_norm=True)[0], row),
-                params,
-            )
-        else:
-            logits, row = apply(params, row)
-    at = task if has_rows(setup) else 0
-    return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
+        progress = jnp.asarray(seen, float) / data.count
+    return batch, progress
+
+
+def _scale(setup: Setup, learner: Learner, done) -> Any:
+    """The factor on the updates by the epoch's progress; None where it is 1 throughout."""
+    alike = all(isinstance(p.step_scale, float) and p.step_scale == 1 for p in setup.method.phases)
+    if alike and setup.patience is None and setup.schedule is None:
+        return None
+    scale, schedule = learner.stopping.scale, setup.schedule
+    if schedule is None:
+        return lambda progress: scale
+    start, end = jnp.broadcast_to(jnp.asarray(done, float), (2,))
+    return lambda progress: scale * schedule(start + (end - start) * progress)
+
+
+def _extra_arguments(run: _Epoch, value, gradient, objective) -> dict:
+    """What optax's protocol names for optimizers that ask for more than the gradient."""
+    if not isinstance(run.setup.optimizer, optax.GradientTransformationExtraArgs):
+        return {}
+    return {"value": value, "grad": gradient, "value_fn": lambda theta: objective(theta)[0]}
 
 
 def _random_order(key, length, count):

@@ -1,0 +1,39 @@
+"""Losses and metrics of single rows: what `Setup.loss` and `Setup.metric` may be."""
+
+import jax
+import jax.numpy as jnp
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The cross-entropy of each row.
+
+    Args:
+        logits: float [B, C]; -1e30 where a class takes no part.
+        labels: int [B], in 0 to C - 1.
+
+    Returns:
+        Float [B], at least 0.
+    """
+    chosen = jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype)
+    return jax.nn.logsumexp(logits, axis=-1) - jnp.sum(chosen * logits, axis=-1)
+
+
+def accuracy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """1 for each row whose label has the largest logit, else 0; float [B]."""
+    return (jnp.argmax(logits, axis=-1) == labels).astype(jnp.float32)
+
+
+def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+    """The squared error of each row, for regression: the mean over the outputs.
+
+    Args:
+        outputs: float [B, D].
+        targets: float [B, D], or [B] where D is 1.
+
+    Returns:
+        Float [B].
+
+    >>> print(squared_error(jnp.array([[1.0], [2.0]]), jnp.array([1.0, 4.0])))
+    [0. 4.]
+    """
+    return jnp.mean((outputs - targets.reshape(outputs.shape)) ** 2, axis=-1)
