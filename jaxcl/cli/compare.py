@@ -1,38 +1,31 @@
 """`jaxcl compare`: trains method after method, keeps a checkpoint, and writes what came out."""
 
-import dataclasses
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from rich.console import Console
 
-from jaxcl import data, report, study, train
+from jaxcl import report, study, train
 from jaxcl.cli import processes
-from jaxcl.cli.folder import claim, write_settings
+from jaxcl.cli.folder import claim, remove_older, write_settings
+from jaxcl.cli.options import Compare
+from jaxcl.cli.session import layout_options, load, settings_of
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
-from jaxcl.core import masks
-from jaxcl.core.checks import shorten
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
+from jaxcl.report.results import MethodResults, Results, shown_of
 from jaxcl.report.text import percent
 from jaxcl.study import checkpoint, recipes, replicas
 from jaxcl.study.programs import Study
+from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
-
-if TYPE_CHECKING:
-    from jaxcl.cli.main import Compare, Run
-
-
-UNSHARED = ("finetune", "joint")  # all tasks use the whole network: no capacity to speak of
-DIVIDED = ("hat", "packnet")  # each task leaves less of one network to the next
 
 
 class Record(NamedTuple):
@@ -41,37 +34,35 @@ class Record(NamedTuple):
     Attributes:
         learners: the state of all replicas, with a leading [padded] axis.
         accuracy: [replicas, tasks, tasks], nan where it is not measured yet.
-        capacity: [replicas, tasks], likewise.
-        overlap: share of the network that both of two tasks use, [replicas, tasks, tasks]; nan for
-            methods that do not choose.
+        measures: the method's own numbers, by name: [replicas, tasks], or what they are now.
+        diverged: the task and the epoch, counted from 1, after which a replica was not finite;
+            0 while it is; int [replicas, 2].
         seconds: time spent so far, a scalar.
         compilations: of the training step, an integer scalar.
     """
 
     learners: PyTree
     accuracy: PyTree
-    capacity: PyTree
-    overlap: PyTree
+    measures: dict[str, PyTree]
+    diverged: PyTree
     seconds: PyTree
     compilations: PyTree
 
 
-class Part(NamedTuple):
-    """One method of a comparison: its study in stages, how far it is, what its network costs.
+class MethodRun(NamedTuple):
+    """One method of a comparison: its studies, how far it is, what its network costs."""
 
-    `about` is what the terminal says of it beforehand.
-    """
-
-    stages: list[Study]
+    choice: Choice
+    studies: list[Study]
     done: int
     record: Record
     folder: Path
     parameters: int
     extra_bytes: int
-    about: str
+    about: str  # what the terminal says of it beforehand
 
 
-def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -> Callable:
+def prepare(command: Compare, devices: Sequence[Device], cache: Path | None) -> Callable:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Returns:
@@ -84,175 +75,200 @@ def prepare(command: "Compare", devices: Sequence[Device], cache: Path | None) -
     folder = run.out.expanduser() / (run.name or run.benchmark)
     with processes.agreement():
         benchmark = load(run, options)
-        settings = {
-            "benchmark": run.benchmark,
-            "tasks": len(benchmark.tasks),
-            "seeds": run.seeds,
-            "methods": list(command.methods),
-            **dataclasses.asdict(options),
+        own = {
+            choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
+            for choice in command.choices
         }
+        settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
         claim(folder, settings, command.resume)
-        parts = {
-            method: _part(method, benchmark, command, devices, folder / "checkpoints" / method)
-            for method in command.methods
+        runs = {
+            choice.spec.name: _method_run(choice, benchmark, command, devices, folder)
+            for choice in command.choices
         }
-    processes.check_same(folder, {**settings, "split": run.split, "chunk": run.chunk})
+    layout = {"devices_per_replica": run.devices_per_replica, "chunk": run.chunk}
+    processes.check_same(folder, {**settings, **layout})
     with processes.agreement():
-        parts = {method: _restore(part) for method, part in parts.items()}
-    if processes.leads():
+        runs = {name: _restore(one) for name, one in runs.items()}
+    if processes.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, settings, command, devices)
-    return partial(_work, parts, benchmark, settings, command.warn_free, folder, cache)
+    return partial(_work, runs, benchmark, settings, command.warn_free, folder, cache)
 
 
-def load(run: "Run", options: recipes.Options) -> Benchmark:
-    """The benchmark, as images where the network needs them."""
-    flat = False if options.network != "mlp" else None
-    return data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
+def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
+    """The shared options that this method has otherwise."""
+    usual = vars(shared)
+    return {name: v for name, v in vars(choice.shared).items() if v != usual[name]}
 
 
-def _part(method, benchmark, command, devices, folder) -> Part:
-    """Builds one method's study."""
-    run, options, tasks = command.run, command.training, len(benchmark.tasks)
-    stages = recipes.stages(
-        method, benchmark, options, range(run.seeds),
-        devices=devices, chunk=run.chunk, split=run.split,
-    )  # fmt: skip
-    learner = _shapes(stages[-1])
-    parameters, extra_bytes = recipes.cost(method, benchmark, learner, options)
+def _method_run(
+    choice: Choice, benchmark: Benchmark, command: Compare, devices, folder: Path
+) -> MethodRun:
+    """Builds one method's studies."""
+    run, tasks = command.run, len(benchmark.tasks)
+    studies = recipes.studies(
+        choice, benchmark, seeds=range(run.seeds), **layout_options(run, devices)
+    )
+    learner = _shapes(studies[-1])
+    parameters, extra_bytes = recipes.cost(choice, benchmark, learner)
+
+    def unknown(*shape):
+        return np.full((run.seeds, *shape), np.nan, np.float32)
+
     nothing = Record(
         learners=None,
-        accuracy=np.full((run.seeds, tasks, tasks), np.nan, np.float32),
-        capacity=np.full((run.seeds, tasks), np.nan, np.float32),
-        overlap=np.full((run.seeds, tasks, tasks), np.nan, np.float32),
+        accuracy=unknown(tasks, tasks),
+        measures={
+            name: unknown(tasks, *shape[1:]) if len(shape) < 2 else unknown(*shape)
+            for name, shape in _measures(studies[-1], learner).items()
+        },
+        diverged=np.zeros((run.seeds, 2), np.int32),
         seconds=np.zeros((), np.float32),
         compilations=np.zeros((), np.int32),
     )
-    about = ""
-    if method == "packnet":
-        owner = learner.state.owner
-        total = masks.summary(learner.theta, owner).splitlines()[-1]
-        about = f"packnet: {total} ({shorten(sorted(owner))})"
-    return Part(stages, 0, nothing, folder, parameters, extra_bytes, about)
+    about = choice.spec.about
+    name = choice.spec.name
+    said = f"{name}: {about(learner)}" if about else ""
+    path = folder / "checkpoints" / name
+    return MethodRun(choice, studies, 0, nothing, path, parameters, extra_bytes, said)
 
 
-def _shapes(stage: Study) -> PyTree:
+def _setup(one: Study) -> train.Setup:
+    return one.recipe({name: value[0] for name, value in one.settings.items()})
+
+
+def _shapes(one: Study) -> PyTree:
     """The shapes of one learner."""
-    settings = {name: value[0] for name, value in stage.settings.items()}
-    tasks = len(stage.benchmark.tasks)
-    return jax.eval_shape(
-        lambda key: train.start(stage.recipe(settings), key, tasks), jax.random.key(0)
-    )
+    x = one.benchmark.tasks[0].train.x
+    setup = _setup(one)._replace(sample=jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    tasks = len(one.benchmark.tasks)
+    return jax.eval_shape(lambda key: train.start(setup, key, tasks), jax.random.key(0))
 
 
-def _restore(part: Part) -> Part:
+def _measures(one: Study, learner: PyTree) -> dict[str, tuple[int, ...]]:
+    """The shapes of a method's measures of one learner."""
+    measures = _setup(one).method.measures
+    own = (learner.theta, learner.state)
+    return {name: jax.eval_shape(measure, *own).shape for name, measure in measures.items()}
+
+
+def _restore(run: MethodRun) -> MethodRun:
     """A method as far as its latest checkpoint, spread over the devices that there are now."""
-    found = checkpoint.latest(part.folder)
+    found = checkpoint.latest(run.folder)
     if not found:
-        return part
+        return run
     done, path = found
-    stage = next(one for one in part.stages if len(one.benchmark.tasks) >= done)
-    where = stage.layout
-    own = NamedSharding(where.mesh, PartitionSpec(replicas.AXIS))
-    whole = NamedSharding(where.mesh, PartitionSpec())
-    rows = checkpoint.shapes(path)["learners/key"].shape[0]
-    sharding = own if rows == where.padded else whole
+    one = next(one for one in run.studies if len(one.benchmark.tasks) >= done)
+    layout = one.layout
+    own = NamedSharding(layout.mesh, PartitionSpec(replicas.AXIS))
+    whole = NamedSharding(layout.mesh, PartitionSpec())
+    stored = checkpoint.shapes(path)
+    if "learners/key" not in stored:
+        raise ValueError(f"the checkpoint in {path} holds no learners of this version of jaxcl.")
+    rows = stored["learners/key"].shape[0]
+    sharding = own if rows == layout.padded else whole
     learners = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding),
-        _shapes(stage),
+        _shapes(one),
     )
-    learners, *numbers = checkpoint.restore(path, part.record._replace(learners=learners))
-    if done == part.record.accuracy.shape[1]:
+    record = checkpoint.restore(path, run.record._replace(learners=learners))
+    learners = record.learners
+    if done == run.record.accuracy.shape[1]:
         learners = None
-    elif rows != where.padded:
-        index = np.minimum(np.arange(where.padded), where.replicas - 1)
+    elif rows != layout.padded:
+        index = np.minimum(np.arange(layout.padded), layout.replicas - 1)
         take = jax.jit(lambda tree: jax.tree.map(lambda leaf: leaf[index], tree), out_shardings=own)
         learners = take(learners)
-    return part._replace(done=done, record=Record(learners, *map(np.array, numbers)))
+    numbers = jax.tree.map(np.array, record._replace(learners=None))
+    return run._replace(done=done, record=numbers._replace(learners=learners))
 
 
 def _work(
-    parts: dict[str, Part], benchmark: Benchmark, settings: dict, least_free: float, folder, cache
+    runs: dict[str, MethodRun], benchmark: Benchmark, settings: dict, least_free, folder, cache
 ) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
-    where = next(iter(parts.values())).stages[0].layout
-    introduce(err, settings, where, cache)
-    for about in filter(None, (part.about for part in parts.values())):
+    introduce(err, settings, next(iter(runs.values())).studies[0].layout, cache)
+    for about in filter(None, (run.about for run in runs.values())):
         err.print(about, soft_wrap=True)
     methods = {}
     with bars(err) as progress:
-        rows = {
-            method: progress.add_task(method, start=False, total=1, status="") for method in parts
-        }
-        for method, part in parts.items():
-            warn = partial(_warn, err, method, least_free if method in DIVIDED else 0)
-            record = _train(part, partial(show, progress, rows[method]), warn)
+        rows = {name: progress.add_task(name, start=False, total=1, status="") for name in runs}
+        for name, run in runs.items():
+            warn = partial(_warn, err, name, least_free if run.choice.spec.divides else 0)
+            record = _train(run, partial(show, progress, rows[name]), warn)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
-            progress.update(rows[method], status=result)
+            progress.update(rows[name], status=result)
             if not err.is_terminal:
-                err.print(f"{method}: {result}, {float(record.seconds):.1f} s")
-            methods[method] = {
-                "accuracy": record.accuracy.tolist(),
-                "capacity": record.capacity.tolist() if method not in UNSHARED else None,
-                "free": metrics.free(record.capacity).tolist() if method in DIVIDED else None,
-                **_shared(record.overlap),
-                "parameters": part.parameters,
-                "extra_bytes": part.extra_bytes,
-                "seconds": round(float(record.seconds), 2),
-                "compilations": int(record.compilations),
-            }
-    results = {
-        "benchmark": settings["benchmark"],
-        "tasks": len(benchmark.tasks),
-        "seeds": list(range(settings["seeds"])),
-        "settings": settings,
-        "methods": methods,
-    }
-    if not processes.leads():
+                err.print(f"{name}: {result}, {float(record.seconds):.1f} s")
+            methods[name] = _results(run, record)
+    seeds = list(range(settings["seeds"]))
+    chance = float(np.mean([1 / task.classes for task in benchmark.tasks]))
+    tasks = len(benchmark.tasks)
+    results = Results(settings["benchmark"], tasks, seeds, settings, methods, chance)
+    if not processes.is_main():
         return
     paths = report.write(results, folder)
     out.print(report.table(results))
     out.print(report.sentence(results))
     conclude(out, folder, [folder / "settings.json", *paths])
+    if all(row.diverged == len(seeds) for row in report.summary(results)):
+        raise FloatingPointError("no method has a finite result; choose a smaller step size.")
 
 
-def _shared(overlap: np.ndarray) -> dict:
-    """What of each task's weights each later one uses, and the share that each uses by itself."""
-    if np.isnan(overlap).any():
-        return {"reuse": None, "compression": None}
-    own = np.diagonal(overlap, axis1=1, axis2=2)
-    return {"reuse": metrics.reuse(overlap).tolist(), "compression": own.tolist()}
+def _results(run: MethodRun, record: Record) -> MethodResults:
+    return MethodResults(
+        record.accuracy,
+        record.measures,
+        run.parameters,
+        run.extra_bytes,
+        round(float(record.seconds), 2),
+        int(record.compilations),
+        [(int(at[0]), int(at[1])) if at[0] else None for at in record.diverged],
+        shown_of(run.choice.spec),
+    )
 
 
-def _train(part: Part, progress: Callable, warn: Callable) -> Record:
+def _train(run: MethodRun, progress: Callable, warn: Callable) -> Record:
     """Trains one method to its end, with a checkpoint after each task."""
-    start, (learners, *numbers) = time.perf_counter(), part.record
-    accuracy, capacity, overlap, seconds, compilations = numbers
-    tasks = accuracy.shape[1]
-    progress(tasks=tasks, task=part.done, epoch=0, epochs=1)
-    record = part.record
-    if part.done == tasks:
+    start, record = time.perf_counter(), run.record
+    seconds, compilations, tasks = record.seconds, record.compilations, record.accuracy.shape[1]
+    progress(tasks=tasks, task=run.done, epoch=0, epochs=1)
+    if run.done == tasks:
         return record
-    for event in study.run(part.stages, learners, part.done):
+    epoch = 0
+    for event in study.run(run.studies, record.learners, run.done):
         if isinstance(event, study.EpochEnd):
             progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
+            epoch = event.epoch
+        if isinstance(event, (study.EpochEnd, study.TaskEnd)):
+            new = ~event.finite & (record.diverged[:, 0] == 0)
+            record.diverged[new] = event.task + 1, epoch
+        if not isinstance(event, study.TaskEnd):
             continue
-        accuracy[:, event.task], capacity[:, event.task] = event.accuracy, event.capacity
-        overlap = overlap if event.overlap is None else event.overlap
-        record = Record(
-            event.learners, accuracy, capacity, overlap,
-            np.asarray(seconds + time.perf_counter() - start, np.float32),
-            np.asarray(max(compilations, study.compilations(part.stages)), np.int32),
-        )  # fmt: skip
-        path = part.folder / f"task_{event.task + 1}"
+        record.accuracy[:, event.task] = event.accuracy
+        for name, values in event.measures.items():
+            _put(record.measures[name], values, event.task)
+        record = record._replace(
+            learners=event.learners,
+            seconds=np.asarray(seconds + time.perf_counter() - start, np.float32),
+            compilations=np.asarray(max(compilations, study.compilations(run.studies)), np.int32),
+        )
+        path = run.folder / f"task_{event.task + 1}"
         checkpoint.save(path, record)
-        if processes.leads():
-            for old in set(part.folder.glob("task_*")) - {path}:
-                shutil.rmtree(old)
-        if event.task + 1 < tasks:
-            warn(event.task + 1, 1 - event.capacity)
+        if processes.is_main():
+            remove_older(run.folder, path)
+        if event.task + 1 < tasks and "capacity" in event.measures:
+            warn(event.task + 1, 1 - event.measures["capacity"])
     return record._replace(learners=None)
+
+
+def _put(into: np.ndarray, values: np.ndarray, task: int) -> None:
+    """A number after each task, or a table as it is now, where there is room for it."""
+    if values.ndim == 1:
+        into[:, task] = values
+    else:
+        into[tuple(map(slice, values.shape))] = values
 
 
 def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:

@@ -2,13 +2,14 @@
 
 import json
 import platform
-import shlex
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
 import jaxcl
+from jaxcl.cli.options import command_line
 from jaxcl.report.text import write_whole
 from jaxcl.study.replicas import Device
 
@@ -48,17 +49,7 @@ def write_settings(folder: Path, settings: dict, command, devices: Sequence[Devi
     write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
 
 
-def command_line(command) -> str:
-    """The command with every option spelled out."""
-    words = ["jaxcl", type(command).__name__.lower(), *filter(None, [vars(command).get("method")])]
-    own = {name: vars(command).get(name) for name in ("methods", "warn_free")}
-    given = {**own, **vars(command.run), **vars(command.training)}
-    for name, value in given.items():
-        option = name.replace("_", "-")
-        if isinstance(value, bool):
-            words += [f"--{option}" if value else f"--no-{option}"]
-        elif isinstance(value, tuple) and value:
-            words += [f"--{option}", ",".join(map(str, value))]
-        elif value is not None and value != ():
-            words += [f"--{option}", str(value)]
-    return shlex.join(words)
+def remove_older(folder: Path, newest: Path) -> None:
+    """Removes the checkpoints of a method but the newest."""
+    for old in set(folder.glob("task_*")) - {newest}:
+        shutil.rmtree(old)

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 if TYPE_CHECKING:
-    from jaxcl.cli.main import Run
+    from jaxcl.cli.options import Run
 
 TEXT_BYTES = 1 << 16  # what processes tell each other is cut to this length
 
@@ -106,7 +106,7 @@ def several() -> bool:
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def leads() -> bool:
+def is_main() -> bool:
     """Whether this is the one process that writes to files and to the terminal."""
     return not several() or jax.process_index() == 0
 
@@ -184,7 +184,7 @@ def check_same(folder: Path, settings: dict) -> None:
     folders = (folder.absolute(), *folder.absolute().parents)
     there, probe = next(path for path in folders if path.is_dir()), None
     with agreement():
-        if leads():
+        if is_main():
             probe = tempfile.NamedTemporaryFile(prefix=".jaxcl_", dir=there)  # noqa: SIM115
     name = gather(probe.name if probe else "")[0]
     seen = gather("yes" if Path(name).exists() else "no")

@@ -1,13 +1,12 @@
 """`jaxcl sweep`: one method with every combination of settings and seeds, in one program."""
 
-import dataclasses
 import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -17,18 +16,17 @@ from rich.table import Table
 
 from jaxcl import study, train
 from jaxcl.cli import processes
-from jaxcl.cli.compare import UNSHARED, load
 from jaxcl.cli.folder import claim, write_settings
+from jaxcl.cli.options import Sweep
+from jaxcl.cli.session import layout_options, load, settings_of
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.report import figures, metrics
-from jaxcl.report.text import markdown, plus_minus, write_whole
+from jaxcl.report.results import plain
+from jaxcl.report.text import counted, listed, markdown, plus_minus, write_whole
 from jaxcl.study import recipes, replicas
 from jaxcl.study.programs import Study
-from jaxcl.study.recipes import SWEPT, Options
+from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
-
-if TYPE_CHECKING:
-    from jaxcl.cli.main import Sweep
 
 
 class Outcome(NamedTuple):
@@ -37,10 +35,11 @@ class Outcome(NamedTuple):
     Attributes:
         swept: the values of each setting that has several.
         combinations: the values of those settings, row by row.
-        validation: accuracy at the end on the validation sets, [combinations, seeds].
+        validation: accuracy at the end on the validation sets, [combinations, seeds]; nan for a
+            seed that diverged.
         forgetting: likewise.
         capacity: share of the network that is used at the end, [combinations, seeds], or None.
-        best: the row with the highest mean of `validation`.
+        best: the row with the highest mean of `validation` among those with no diverged seed.
         test: the best row's accuracy on the test sets, [seeds].
     """
 
@@ -53,7 +52,7 @@ class Outcome(NamedTuple):
     test: np.ndarray
 
 
-def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> Callable:
+def prepare(command: Sweep, devices: Sequence[Device], cache: Path | None) -> Callable:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Returns:
@@ -62,96 +61,108 @@ def prepare(command: "Sweep", devices: Sequence[Device], cache: Path | None) -> 
     Raises:
         ValueError: for bad input, or a folder that holds another run.
     """
-    run, method, values = command.run, command.method, vars(command.training)
-    swept = {name: values[name] for name in SWEPT if len(values[name]) > 1}
-    fixed = {name: next(iter(values[name]), None) for name in SWEPT}
-    options = Options(**{**values, **fixed})
-    folder = run.out.expanduser() / (run.name or f"sweep_{method}_{run.benchmark}")
+    run, choice, swept = command.run, command.choice, command.swept
+    name = choice.spec.name
+    folder = run.out.expanduser() / (run.name or f"sweep_{name}_{run.benchmark}")
     combinations = list(itertools.product(*swept.values()))
     columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
     with processes.agreement():
-        benchmark = load(run, options)
-        settings = {
-            "method": method,
-            "benchmark": run.benchmark,
-            "tasks": len(benchmark.tasks),
-            "seeds": run.seeds,
-            **dataclasses.asdict(command.training),
-        }
+        benchmark = load(run, choice.shared)
+        settings = settings_of(run, benchmark, choice.shared, method=name)
+        settings |= {**vars(choice.own), **command.values}
         claim(folder, settings, resume=not (folder / "results.json").exists())
-        stages = recipes.stages(
-            method, benchmark, options, list(range(run.seeds)) * len(combinations),
-            settings=dict(zip(swept, columns)), devices=devices, chunk=run.chunk, split=run.split,
+        _check_combinations(choice, benchmark, swept)
+        studies = recipes.studies(
+            choice, benchmark, seeds=list(range(run.seeds)) * len(combinations),
+            settings=dict(zip(swept, columns)), **layout_options(run, devices),
         )  # fmt: skip
-        make = recipes.recipe(method, benchmark, options)
-        for share in swept.get("prune", ()):  # as a number: what it leaves free can be checked
-            start = partial(train.start, make({"prune": share}), tasks=len(benchmark.tasks))
-            jax.eval_shape(start, jax.random.key(0))
-    processes.check_same(folder, {**settings, "split": run.split, "chunk": run.chunk})
-    if processes.leads():
+    layout = {"devices_per_replica": run.devices_per_replica, "chunk": run.chunk}
+    processes.check_same(folder, {**settings, **layout})
+    if processes.is_main():
         folder.mkdir(parents=True, exist_ok=True)
         write_settings(folder, settings, command, devices)
-    return partial(_work, stages, swept, combinations, settings, folder, cache)
+    label = choice.spec.label
+    return partial(_work, studies, swept, combinations, settings, label, folder, cache)
 
 
-def _work(stages: list[Study], swept, combinations, settings: dict, folder: Path, cache) -> None:
+def _check_combinations(choice: Choice, benchmark, swept) -> None:
+    """Starts a learner with each value by itself, as a number, which can be checked."""
+    x, tasks = benchmark.tasks[0].train.x, len(benchmark.tasks)
+    make = recipes.recipe(choice, benchmark)
+    for name, values in swept.items():
+        for value in values:
+            setup = make({name: value})
+            setup = setup._replace(sample=jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+            jax.eval_shape(partial(train.start, setup, tasks=tasks), jax.random.key(0))
+
+
+def _work(
+    studies: list[Study], swept, combinations, settings: dict, label: str, folder: Path, cache
+) -> None:
     """Trains all replicas, shows the table and writes the results."""
     out, err = consoles()
-    introduce(err, settings, stages[0].layout, cache)
+    introduce(err, settings, studies[0].layout, cache)
     start = time.perf_counter()
     with bars(err) as progress:
         row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
-        outcome = _train(stages, swept, combinations, partial(show, progress, row))
-    if settings["method"] in UNSHARED:
-        outcome = outcome._replace(capacity=None)
+        outcome = _train(studies, swept, combinations, partial(show, progress, row))
     seconds = time.perf_counter() - start
-    if not processes.leads():
+    if not processes.is_main():
         return
-    count = study.compilations(stages)
-    paths = _write(outcome, settings, seconds, count, folder)
-    out.print(_table(outcome, settings))
+    count = study.compilations(studies)
+    title = f"{label} on {settings['benchmark']}"
+    paths = _write(outcome, settings, title, seconds, count, folder)
+    out.print(_table(outcome, title, settings["seeds"]))
     out.print(_sentence(outcome))
     times = "once" if count == 1 else f"{count} times"
     out.print(
-        f"{outcome.validation.size} runs in {seconds:.1f} s; the training was compiled {times}."
+        f"{counted(outcome.validation.size, 'run')} in {seconds:.1f} s; the training was compiled "
+        f"{times}."
     )
     conclude(out, folder, [folder / "settings.json", *paths])
+    if not np.isfinite(outcome.validation).any():
+        raise FloatingPointError("no setting has a finite result; choose smaller step sizes.")
 
 
-def _train(stages: list[Study], swept, combinations, progress: Callable) -> Outcome:
+def _train(studies: list[Study], swept, combinations, progress: Callable) -> Outcome:
     """Trains all replicas, chooses by validation accuracy, and only then looks at the test sets."""
-    last = stages[-1]
-    tasks, where = last.benchmark.tasks, last.layout
+    last = studies[-1]
+    tasks, layout = last.benchmark.tasks, last.layout
     accuracy = np.full((len(last.seeds), len(tasks), len(tasks)), np.nan)
     progress(tasks=len(tasks), task=0, epoch=0, epochs=1)
     event = None
-    for event in study.run(stages, split="val"):
+    for event in study.run(studies, evaluate_on="val"):
         if isinstance(event, study.EpochEnd):
             progress(tasks=len(tasks), task=event.task, epoch=event.epoch, epochs=event.epochs)
-        else:
+        elif isinstance(event, study.TaskEnd):
             accuracy[:, event.task] = event.accuracy
     assert isinstance(event, study.TaskEnd)
+    accuracy[~event.finite] = np.nan
 
     def rows(values):
         return np.asarray(values, float).reshape(len(combinations), -1)
 
     validation = rows(metrics.average_accuracy(accuracy))
-    best = int(np.argmax(validation.mean(axis=1)))
-    tests = replicas.share(study.stack([task.test for task in tasks]), where)
-    fixed = (replicas.place(last.settings, where),)
+    means = validation.mean(axis=1)
+    best = int(np.nanargmax(means)) if np.isfinite(means).any() else 0
+    tests = replicas.replicate(study.stack([task.test for task in tasks]), layout)
+    fixed = (replicas.place(last.settings, layout),)
     test, *_ = last.programs["evaluate"](event.learners, fixed, tests)
+    capacity = event.measures.get("capacity")
     return Outcome(
         swept=swept,
         combinations=combinations,
         validation=validation,
         forgetting=rows(metrics.forgetting(accuracy)),
-        capacity=rows(event.capacity),
+        capacity=None if capacity is None else rows(capacity),
         best=best,
-        test=rows(replicas.fetch(test, where).mean(axis=1))[best],
+        test=rows(replicas.fetch(test.accuracy, layout).mean(axis=1))[best],
     )
 
 
-def _write(outcome: Outcome, settings: dict, seconds, compilations, folder: Path) -> list[Path]:
+def _write(
+    outcome: Outcome, settings: dict, title: str, seconds, compilations, folder: Path
+) -> list[Path]:
     """Writes the numbers, the table and the heat map."""
     measured = [(name, getattr(outcome, name)) for name in ("validation", "forgetting", "capacity")]
     measured = [(name, values) for name, values in measured if values is not None]
@@ -159,29 +170,27 @@ def _write(outcome: Outcome, settings: dict, seconds, compilations, folder: Path
         "settings": settings,
         "swept": outcome.swept,
         "combinations": [
-            {**dict(zip(outcome.swept, values)), **{name: n[i].tolist() for name, n in measured}}
+            {**dict(zip(outcome.swept, values)), **{name: n[i] for name, n in measured}}
             for i, values in enumerate(outcome.combinations)
         ],
         "best": outcome.best,
-        "test": outcome.test.tolist(),
+        "test": outcome.test,
         "seconds": round(seconds, 2),
         "compilations": compilations,
     }
     header, *lines = _cells(outcome)
-    title = f"# {settings['method']} on {settings['benchmark']}"
-    table = f"{title}\n\n{_sentence(outcome)}\n\n{markdown(header, lines, left=0)}\n"
+    table = f"# {title}\n\n{_sentence(outcome)}\n\n{markdown(header, lines, left=0)}\n"
     plots = figures.save(_heat_map(outcome), folder, "heatmap")
     paths = [write_whole(folder / "table.md", table)]
     # Last: it says that all is there.
-    paths += [write_whole(folder / "results.json", json.dumps(results, indent=1) + "\n")]
+    paths += [write_whole(folder / "results.json", json.dumps(plain(results), indent=1) + "\n")]
     return [*reversed(paths), *plots]
 
 
-def _table(outcome: Outcome, settings: dict) -> Table:
+def _table(outcome: Outcome, title: str, seeds: int) -> Table:
     header, *lines = _cells(outcome)
-    seeds = settings["seeds"]
-    note = f"At the end, on the validation sets: mean and 95% interval over {seeds} seeds. * best"
-    title = f"{settings['method']} on {settings['benchmark']}"
+    note = f"Validation sets, after the last task: mean and 95% interval, {counted(seeds, 'seed')}."
+    note += " * is the best."
     table = Table(title=title, caption=note, box=SIMPLE_HEAD)
     for name in header:
         table.add_column(name.replace("_", " "), justify="right")
@@ -206,11 +215,17 @@ def _cells(outcome: Outcome) -> list[list[str]]:
 def _sentence(outcome: Outcome) -> str:
     values = zip(outcome.swept, outcome.combinations[outcome.best])
     best = ", ".join(f"{name} = {_number(value)}" for name, value in values)
-    return (
+    said = (
         f"The best of {len(outcome.combinations)} settings is {best}: "
         f"{_percent(outcome.validation[outcome.best])}% on the validation sets, by which it was "
         f"chosen, and {_percent(outcome.test)}% on the test sets."
     )
+    failed = [
+        ", ".join(f"{name} = {_number(v)}" for name, v in zip(outcome.swept, values))
+        for values, rows in zip(outcome.combinations, outcome.validation)
+        if np.isnan(rows).any()
+    ]
+    return said + (f" Training diverged with {listed(failed)}." if failed else "")
 
 
 def _heat_map(outcome: Outcome) -> Figure:

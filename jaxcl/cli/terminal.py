@@ -8,27 +8,31 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxcl.cli import processes
+from jaxcl.report.text import counted
 from jaxcl.study import replicas
 
 
 def consoles() -> tuple[Console, Console]:
     """For results and for progress; only one of several processes shows anything."""
-    quiet = not processes.leads()
+    quiet = not processes.is_main()
     out = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
     return out, Console(stderr=True, highlight=False, markup=False, quiet=quiet)
 
 
-def introduce(err: Console, settings: dict, where: replicas.Layout, cache: Path | None) -> None:
+def introduce(err: Console, settings: dict, layout: replicas.Layout, cache: Path | None) -> None:
     """Says what will run where."""
-    count, kind = where.mesh.size, where.mesh.devices.flat[0].platform.upper()
-    processes = jax.process_count()
+    count, kind = layout.mesh.size, layout.mesh.devices.flat[0].platform.upper()
+    several = jax.process_count()
     err.print(
-        f"{settings['benchmark']}: {settings['tasks']} tasks, {settings['seeds']} seeds, on "
-        f"{count} {kind} device{'s' if count > 1 else ''}"
-        f"{f' of {processes} processes' if processes > 1 else ''}"
+        f"{settings['benchmark']}: {counted(settings['tasks'], 'task')}, "
+        f"{counted(settings['seeds'], 'seed')}, on "
+        f"{counted(count, f'{kind} device')}"
+        f"{f' of {several} processes' if several > 1 else ''}"
     )
     if cache:
-        err.print(f"Compiled programs are kept in {cache} (not with --no-cache)", soft_wrap=True)
+        err.print(
+            f"Compiled programs are kept in {cache}; --no-cache turns that off", soft_wrap=True
+        )
 
 
 def bars(err: Console) -> Progress:

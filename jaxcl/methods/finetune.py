@@ -24,6 +24,7 @@ SPEC = Spec(
     color="#8c8c8c",
     role="lower",
     scenarios=("task", "domain", "class"),
+    by_default=True,
 )
 
 JOINT = Spec(
@@ -34,4 +35,5 @@ JOINT = Spec(
     color="#262626",
     role="upper",
     scenarios=("task", "domain", "class"),
+    by_default=True,
 )

@@ -370,4 +370,5 @@ SPEC = Spec(
     divides=True,
     example="--s-max 100,200,400 --c 0.5,0.75,1",
     reference="Serra et al., Overcoming catastrophic forgetting with hard attention (2018)",
+    by_default=True,
 )

@@ -293,4 +293,5 @@ SPEC = Spec(
     about=_about,
     example="--prune 0.25,0.5,0.75",
     reference="Mallya and Lazebnik, PackNet (2018)",
+    by_default=True,
 )

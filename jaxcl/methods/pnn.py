@@ -322,6 +322,7 @@ SPEC = Spec(
         problem, problem.network(options.column_width), options.lateral
     ),
     reference="Rusu et al., Progressive Neural Networks (2016)",
+    by_default=True,
 )
 
 INDEPENDENT = Spec(

@@ -76,6 +76,7 @@ class Spec(NamedTuple):
         divides: each task leaves less of one network to the next.
         presets: for a benchmark's name, the options, its own and shared ones, that validation
             data chose there.
+        by_default: the command compares it where no methods are named.
         about: `(learner) -> str`, a line to show before training; `learner` may be shapes.
         example: values for a sweep, as words of the command.
         reference: what it is published in.
@@ -93,6 +94,7 @@ class Spec(NamedTuple):
     parameters: Callable[[Problem, Any, PyTree], int] | None = None
     divides: bool = False
     presets: Mapping[str, Mapping[str, Any]] = {}
+    by_default: bool = False
     about: Callable[[PyTree], str] | None = None
     example: str = ""
     reference: str = ""

@@ -16,12 +16,12 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from jaxcl.report import metrics
-from jaxcl.report.text import label, plus_minus
+from jaxcl.report.results import Shown, shown_of
+from jaxcl.report.text import plus_minus
 
 MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
 
-_COLORS = {"finetune": "#8c8c8c", "joint": "#262626"}
-_COLORS |= {"hat": "#d1550b", "packnet": "#00876a", "pnn": "#0b66ad"}
+_PLAIN = "#444444"
 _SPARE_COLORS = ("#b5528f", "#c99700", "#6a5bb0", "#4aa3d8", "#8a5a2b")
 _SHADES = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.02, 0.72, 256)))
 _STYLE: dict[Any, Any] = {
@@ -74,7 +74,7 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
 
 
 @style()
-def accuracy(methods: Mapping[str, np.ndarray]) -> Figure:
+def accuracy(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None = None) -> Figure:
     """Each task's accuracy as the sequence goes on, a panel for each method.
 
     Args:
@@ -82,7 +82,7 @@ def accuracy(methods: Mapping[str, np.ndarray]) -> Figure:
     """
     tasks = next(iter(methods.values())).shape[-1]
     width = min(4, max(1.56, 7.8 / len(methods)))
-    figure, axes = _panels(list(methods), width, height=1.75, share=True)
+    figure, axes = _panels(list(methods), shown, width, height=1.75, share=True)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.74, tasks))
     seen, few, lowest = np.tri(tasks, dtype=bool), tasks <= 10, 100.0
     for name, ax in axes.items():
@@ -108,7 +108,7 @@ def accuracy(methods: Mapping[str, np.ndarray]) -> Figure:
 
 
 @style()
-def matrix(methods: Mapping[str, np.ndarray]) -> Figure:
+def matrix(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None = None) -> Figure:
     """The accuracy matrices, a panel for each method.
 
     Args:
@@ -119,11 +119,11 @@ def matrix(methods: Mapping[str, np.ndarray]) -> Figure:
     seen, numbers = np.tri(tasks, dtype=bool), tasks <= 10
     lowest = min(90, *(mean[seen].min() for mean in means.values()))
     size = 1.55 if tasks <= 6 else 2.5
-    figure, axes = _panels(list(means), width=size, height=size)
+    figure, axes = _panels(list(means), shown, width=size, height=size)
     cells: Any = None
     for name, ax in axes.items():
-        shown, written = np.where(seen, means[name], np.nan), means[name] if numbers else None
-        cells = _cells(ax, shown, written, lowest, 100, fontsize=min(7, 65 / tasks))
+        colored, written = np.where(seen, means[name], np.nan), means[name] if numbers else None
+        cells = _cells(ax, colored, written, lowest, 100, fontsize=min(7, 65 / tasks))
         ax.set(aspect="equal", ylim=(tasks, 0))
         _ticks(ax.xaxis, tasks, start=0.5)
         _ticks(ax.yaxis, tasks, start=0.5)
@@ -133,7 +133,9 @@ def matrix(methods: Mapping[str, np.ndarray]) -> Figure:
 
 
 @style()
-def capacity(methods: Mapping[str, np.ndarray | None]) -> Figure:
+def capacity(
+    methods: Mapping[str, np.ndarray | None], shown: Mapping[str, Shown] | None = None
+) -> Figure:
     """What is used after each task, a line for each method that has a capacity.
 
     Args:
@@ -143,8 +145,9 @@ def capacity(methods: Mapping[str, np.ndarray | None]) -> Figure:
     tasks = next(iter(used.values())).shape[-1]
     figure = Figure(figsize=(5, 2.8), layout="constrained")
     ax, x, ends = figure.subplots(), np.arange(tasks) + 1, {}
+    colors = _colors(methods, shown)
     for name, values in used.items():
-        (mean, half), color = metrics.confidence_interval(values), _color(name, methods)
+        (mean, half), color = metrics.confidence_interval(values), colors[name]
         _band(ax, x, mean, half, color=color, alpha=0.2)
         ax.plot(x, mean, "o-", color=color, lw=1.5, ms=3.5, clip_on=False)
         ends[name] = mean[-1]
@@ -152,8 +155,8 @@ def capacity(methods: Mapping[str, np.ndarray | None]) -> Figure:
     for name, end in sorted(ends.items(), key=lambda item: item[1]):
         height = max(end, height + 7)  # labels keep a distance of 7 points of capacity
         place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
-        words = {"color": _color(name, methods), "weight": "bold", "annotation_clip": False}
-        ax.annotate(label(name), (tasks, height), **place, **words)
+        words = {"color": colors[name], "weight": "bold", "annotation_clip": False}
+        ax.annotate(_escaped(_shown(name, shown).label), (tasks, height), **place, **words)
     ax.set_ylim(0, 100)
     _ticks(ax.xaxis, tasks)
     return _name_axes(figure, "after training on task", "capacity used (%)")
@@ -170,7 +173,7 @@ def shares(
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
         _cells(ax, 100 * values, 100 * values, 0, 100)
-        ax.set_title(title, weight="bold", color=_COLORS["pnn"])
+        ax.set_title(title, weight="bold", color=_PLAIN)
         ax.set_xticks(np.arange(width) + 0.5, columns)
         ax.set_yticks(np.arange(rows) + 0.5, layers)
     return _name_axes(figure, "share of each column (%)", "hidden layer")
@@ -200,8 +203,9 @@ def heat_map(
     return figure
 
 
-def _panels(names: list[str], width: float, height: float, share: bool = False):
+def _panels(names: list[str], shown, width: float, height: float, share: bool = False):
     """One panel of this size (inches) for each method, no wider than a README: {name: axes}."""
+    colors, labels = _colors(names, shown), [_shown(name, shown).label for name in names]
     rows = math.ceil(len(names) / (8 // width))
     columns = math.ceil(len(names) / rows)
     size = (columns * width + 0.5, rows * height + 0.6)
@@ -211,7 +215,7 @@ def _panels(names: list[str], width: float, height: float, share: bool = False):
         if i >= len(names):
             ax.remove()
             continue
-        ax.set_title(label(names[i]), color=_color(names[i], names), weight="bold")
+        ax.set_title(_escaped(labels[i]), color=colors[names[i]], weight="bold")
         ax.tick_params(labelbottom=i + columns >= len(names), labelleft=i % columns == 0)
     return figure, dict(zip(names, grid.flat, strict=False))
 
@@ -254,7 +258,20 @@ def _ticks(axis, tasks: int, start: float = 1) -> None:
     axis.set_ticks(shown - 1 + start, shown)
 
 
-def _color(name: str, names) -> str:
-    """A method keeps its color in every plot; a name we do not know takes a spare one."""
-    spare = [other for other in names if other not in _COLORS]
-    return _COLORS.get(name) or _SPARE_COLORS[spare.index(name) % len(_SPARE_COLORS)]
+def _shown(name: str, shown: Mapping[str, Shown] | None) -> Shown:
+    return (shown or {}).get(name) or shown_of(name)
+
+
+def _colors(names, shown: Mapping[str, Shown] | None) -> dict[str, str]:
+    """A method keeps its color in every plot; one that has none takes a spare one."""
+    own = {name: _shown(name, shown).color for name in names}
+    spare = [name for name, color in own.items() if not color]
+    return {
+        name: color or _SPARE_COLORS[spare.index(name) % len(_SPARE_COLORS)]
+        for name, color in own.items()
+    }
+
+
+def _escaped(text: str) -> str:
+    """Text in which matplotlib sees no formula."""
+    return text.replace("$", "\\$")

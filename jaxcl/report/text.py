@@ -1,20 +1,13 @@
 """Names, numbers, tables and files of text, as reports and experiments write them."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from jaxcl.report.metrics import Interval
-
-_LABELS = {"finetune": "Fine-tuning", "joint": "Joint"}
-_LABELS |= {"hat": "HAT", "packnet": "PackNet", "pnn": "PNN"}
-
-
-def label(method: str) -> str:
-    """What a method is called in tables and plots; an unknown name stays as it is."""
-    return _LABELS.get(method, method)
 
 
 def percent(fraction: float, digits: int = 1) -> str:
@@ -50,6 +43,15 @@ def size(count: int) -> str:
     return f"{count} B"
 
 
+def counted(count: int, noun: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "seed"), counted(5, "seed")
+    ('1 seed', '5 seeds')
+    """
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def listed(words: Sequence[str]) -> str:
     """Words in a sentence.
 
@@ -68,9 +70,19 @@ def markdown(header: Sequence, rows: Iterable[Sequence], left: int = 1) -> str:
     | :-- | --: |
     | a\\|b | 90 |
     """
-    cells = [[str(cell).replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    cells = [[escaped(str(cell)) for cell in row] for row in (header, *rows)]
     cells.insert(1, [":--"] * left + ["--:"] * (len(header) - left))
     return "\n".join(f"| {' | '.join(row)} |" for row in cells)
+
+
+def escaped(text: str) -> str:
+    """Text for Markdown, on one line: nothing in it is taken for markup.
+
+    >>> print(escaped("a|b <i>"))
+    a\\|b &lt;i&gt;
+    """
+    text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
 
 
 def write_whole(path: Path, text: str) -> Path:

@@ -1,67 +1,78 @@
 """What a study shows, said in one sentence."""
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
-from jaxcl.report.text import label, listed, percent
-
-if TYPE_CHECKING:
-    pass
-from jaxcl.report.results import Row, summary
-
-_WORDS = {"finetune": "fine-tuning", "joint": "joint training"}  # inside a sentence
+from jaxcl.report.results import Results, Row, as_results, summary
+from jaxcl.report.text import listed, percent
 
 
-def sentence(results: dict) -> str:
+def sentence(results: Results | Mapping[str, Any]) -> str:
     """What the table shows, said in one sentence from its numbers."""
-    rows = {row.method: row for row in summary(results)}
-    failed = [rows.pop(name) for name, row in list(rows.items()) if not _finite(row)]
-    joint, base = rows.pop("joint", None), rows.pop("finetune", None)
-    several, others = results["tasks"] > 1, list(rows.values())
+    results = as_results(results)
+    rows = summary(results)
+    failed = [row for row in rows if not _finite(row)]
+    guessing = [row for row in rows if row.at_chance and row not in failed]
+    sound = [row for row in rows if row not in failed and row not in guessing]
+    upper = next((row for row in sound if row.shown.role == "upper"), None)
+    lower = next((row for row in sound if row.shown.role == "lower"), None)
+    others = [row for row in sound if row.shown.role == "method"]
+    several = results.tasks > 1
 
     parts = []
-    for group in filter(None, ([base] if base else [], others)):
-        parts.append(_clause(group, joint, several, first=not parts))
-    if joint and not any("joint training" in part for part in parts):
+    for group in filter(None, ([lower] if lower else [], others)):
+        parts.append(_clause(group, upper, several, first=not parts))
+    if upper and not any(upper.shown.words in part for part in parts):
         accuracy = "" if parts else " accuracy"
-        parts.append(f"joint training ends at {percent(joint.accuracy.mean)}%{accuracy}")
-    close = [row for row in others if base and several and _overlap(row, base)]
-    if close:
+        parts.append(f"{upper.shown.words} ends at {percent(upper.accuracy.mean)}%{accuracy}")
+    close = [row for row in others if lower and several and _overlap(row, lower)]
+    if close and lower:
         verb = "intervals of {} overlap" if len(close) > 1 else "interval of {} overlaps"
-        parts.append(f"in forgetting, the 95% {verb.format(_names(close))} that of fine-tuning")
+        parts.append(
+            f"in forgetting, the 95% {verb.format(_names(close))} that of {lower.shown.words}"
+        )
+    if guessing:
+        verb = "are" if len(guessing) > 1 else "is"
+        points = listed([percent(row.accuracy.mean) for row in guessing])
+        parts.append(f"{_names(guessing)} {verb} at chance level ({points}%)")
+    parts += [
+        f"{row.diverged} of {len(results.seeds)} seeds of {row.shown.words} diverged"
+        for row in sound + guessing
+        if row.diverged
+    ]
     if failed:
         parts.append(f"{_names(failed)} {'have' if len(failed) > 1 else 'has'} no finite result")
 
-    where = [] if len(results["seeds"]) > 1 else ["on one seed"]
+    where = [] if len(results.seeds) > 1 else ["on one seed"]
     where += [] if several else ["with one task and so nothing to forget"]
     text = ", ".join([*where, "; ".join(parts)]) + "."
-    ours = text.startswith(("on one", "with one", "fine-tuning", "joint training"))
-    return text[0].upper() + text[1:] if ours else text
+    return text[0].upper() + text[1:]
 
 
-def _clause(group: list[Row], joint: Row | None, several: bool, first: bool) -> str:
+def _clause(group: list[Row], upper: Row | None, several: bool, first: bool) -> str:
     """What one or more methods forget, and where they end."""
     s, text = "" if len(group) > 1 else "s", _names(group)
     if several:
         points = [percent(row.forgetting.mean) for row in group if row.forgetting]
-        nothing = points and not first and set(points) == {"0.0"}
+        nothing = not first and all(row.keeps_all for row in group)
         amount = "nothing" if nothing else listed(points)
         text += f" forget{s} {amount}" + (" points on average" if first else "")
         text += " (below zero: old tasks improved)" if any("-" in p for p in points) else ""
         text += " and"
-    at = joint.accuracy.mean if joint else math.inf
+    at = upper.accuracy.mean if upper else math.inf
     gap = max(abs(row.accuracy.mean - at) for row in group)
-    if gap <= 0.02:
+    if upper and gap <= 0.02:
         at, gap = percent(at), math.ceil(round(1000 * gap, 6)) / 10  # rounded up: stays true
-        return text + f" end{s} within {gap:.1f} points of joint training ({at}%)"
+        return text + f" end{s} within {gap:.1f} points of {upper.shown.words} ({at}%)"
     numbers = listed([percent(row.accuracy.mean) for row in group])
     return text + f" end{s} at {numbers}%" + (" accuracy" if first else "")
 
 
 def _names(rows: list[Row]) -> str:
-    return listed([_WORDS.get(row.method, label(row.method)) for row in rows])
+    return listed([row.shown.words for row in rows])
 
 
 def _finite(row: Row) -> bool:
