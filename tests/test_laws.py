@@ -19,6 +19,7 @@ from flax import nnx
 
 import jaxcl
 from jaxcl import data, models, recipes, replicas, study, train
+from jaxcl.methods import pnn
 from jaxcl.methods.hat import fold
 from jaxcl.train import loop
 
@@ -263,7 +264,7 @@ def forgotten(setup, kind, optimizers, retrain=False):
 
     def embeddings(learner):
         """Each task's own, in all gates."""
-        theta = learner.theta if setup.method.root else {}
+        theta = learner.theta if setup.method.params_prefix else {}
         return np.concatenate(jax.tree.leaves(theta.get("embeddings", np.zeros((TASKS, 0)))), 1)
 
     def changes(before, after):
@@ -517,7 +518,7 @@ def run(built):
     """All that a study gives: its learners, and the accuracy after each task; [replicas, ...]."""
     events = [event for event in study.run(built) if isinstance(event, study.TaskEnd)]
     learners = events[-1].learners
-    learners = learners._replace(key=jax.random.key_data(learners.key), plan=None)
+    learners = learners._replace(key=jax.random.key_data(learners.key), stopping=None)
     learners = row(jax.device_get(learners), slice(len(built.seeds)))
     return learners, np.stack([event.accuracy for event in events], 1)
 
@@ -526,7 +527,7 @@ def same(a, b):
     """Exact for integers, owners and masks; else but for rounding."""
     if not np.issubdtype(a.dtype, np.floating) or np.isin(a, (0, 1)).all():
         return np.array_equal(a, b)
-    return np.allclose(a, b, rtol=1e-3, atol=1e-4)
+    return np.allclose(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def alone(method):
@@ -547,8 +548,12 @@ def rows_that_differ(built, singles):
 
 
 LAYOUTS = {
-    "packnet": [{}, {"devices": 4}, {"devices": 2, "split": 2}],
-    "hat": [{"chunk": 2}, {"devices": 4, "split": 2}, {"devices": 4, "split": 4}],
+    "packnet": [{}, {"devices": 4}, {"devices": 2, "devices_per_replica": 2}],
+    "hat": [
+        {"chunk": 2},
+        {"devices": 4, "devices_per_replica": 2},
+        {"devices": 4, "devices_per_replica": 4},
+    ],
     "pnn": [{"devices": 3}],
 }
 
@@ -615,7 +620,9 @@ def test_law_4_a_split_batch_is_one_batch(monkeypatch):
 
     def learn(split):
         devices = jax.devices()[:split]
-        return run(study.build(setup, benchmark, [0], epochs=2, devices=devices, split=split))
+        return run(
+            study.build(setup, benchmark, [0], epochs=2, devices=devices, devices_per_replica=split)
+        )
 
     def is_whole(split):
         return all(jax.tree.leaves(jax.tree.map(same, whole, learn(split))))
@@ -645,19 +652,19 @@ def test_law_3_compile_once(method, tasks, epochs, count):
 
 def test_law_3_pnn_grows_by_doubling_and_gives_the_same_numbers(monkeypatch):
     """A few programs for many columns: how much room they have is not seen in the results."""
-    monkeypatch.setattr(recipes, "COLUMNS", 2)
+    monkeypatch.setattr(pnn, "COLUMNS", 2)
     benchmark, seeds = digits(5), [3, 1]
-    stages = recipes.stages("pnn", benchmark, OPTIONS, seeds, devices=jax.devices()[:1])
-    assert [len(stage.benchmark.tasks) for stage in stages] == [2, 4, 5]
+    studies = recipes.studies("pnn", benchmark, OPTIONS, seeds, devices=jax.devices()[:1])
+    assert [len(one.benchmark.tasks) for one in studies] == [2, 4, 5]
 
-    def learn(stages):
-        ends = [e for e in study.run(stages) if isinstance(e, study.TaskEnd)]
+    def learn(studies):
+        ends = [e for e in study.run(studies) if isinstance(e, study.TaskEnd)]
         columns = jax.device_get(ends[-1].learners.state.columns)
         return columns, np.stack([end.accuracy for end in ends], 1)
 
-    columns, accuracy = learn(stages)
-    expected_columns, expected = learn(stages[-1:])
-    assert study.compilations(stages) == 3
+    columns, accuracy = learn(studies)
+    expected_columns, expected = learn(studies[-1:])
+    assert study.compilations(studies) == 3
     jax.tree.map(
         lambda *pair: np.testing.assert_allclose(*pair, rtol=1e-3, atol=1e-4),
         columns,
@@ -674,25 +681,26 @@ def test_law_3_bites_masks_in_the_closure():
 
     @functools.cache
     def compiled(task):
-        def epoch(learner, fixed, data, index):
+        def epoch(learner, fixed, data, index, first, last):
             mask = masks[task]
             setup = built.recipe({"learning_rate": RATES[0]})
             method = setup.method._replace(trainable=lambda theta, state, task: mask)
             setup = setup._replace(method=method)
             learner = learner._replace(state=fixed[1])
-            learner, metrics = train.epoch(setup, learner, data, jnp.int32(task), index)
-            return learner._replace(state=()), metrics
+            number = jnp.int32(task)
+            learner, metrics = train.steps(setup, learner, data, number, index, first, last)
+            return learner._replace(state=()), (metrics, learner.position.finite)
 
         def count():
             traces["epoch"] += 1
 
         return replicas.spread(epoch, built.layout, count=count, in_place=True)
 
-    def epoch(learners, fixed, data, task, index, validation):
+    def epoch(learners, fixed, data, task, index, first, last, done):
         theta, state = row(jax.device_get((learners.theta, fixed[1])), 0)
         masks.setdefault(int(task), built.recipe({}).method.trainable(theta, state, task))
-        return compiled(int(task))(learners, fixed, data, index)
+        return compiled(int(task))(learners, fixed, data, index, first, last)
 
     masks, traces = {}, Counter()
-    run(built._replace(programs=built.programs | {"epoch": epoch}))
+    run(built._replace(programs=built.programs | {"epoch_0": epoch}))
     assert traces["epoch"] == tasks

@@ -147,9 +147,8 @@ def _shapes(one: Study) -> PyTree:
 
 def _measures(one: Study, learner: PyTree) -> dict[str, tuple[int, ...]]:
     """The shapes of a method's measures of one learner."""
-    measures = _setup(one).method.measures
     own = (learner.theta, learner.state)
-    return {name: jax.eval_shape(measure, *own).shape for name, measure in measures.items()}
+    return {m.name: jax.eval_shape(m.of, *own).shape for m in _setup(one).method.measures}
 
 
 def _restore(run: MethodRun) -> MethodRun:

@@ -129,6 +129,6 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
             select(theta, task), state, task, progress
         ),
         end_task=end_task,
-        measures={name: on_selected(measure) for name, measure in method.measures.items()},
+        measures=tuple(m._replace(of=on_selected(m.of)) for m in method.measures),
         tasks=tasks,
     )

@@ -1,6 +1,6 @@
 """What a continual-learning method is: pure functions over pytrees, of which most are optional."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -185,6 +185,19 @@ def _no_penalty(theta, state, task, progress=None):
     return jnp.float32(0)
 
 
+class Measure(NamedTuple):
+    """A number about a method.
+
+    Attributes:
+        name: what it is called in results; `capacity` is the share of the network that the tasks so
+            far use, `overlap` the share that both of two tasks use.
+        of: `(theta, state)` -> a scalar, or an array [tasks] or [tasks, tasks].
+    """
+
+    name: str
+    of: Callable[[PyTree, PyTree], Any]
+
+
 class Method(NamedTuple):
     """A continual-learning method: pure functions over pytrees, all of which may be traced.
 
@@ -211,8 +224,7 @@ class Method(NamedTuple):
             needs the task's examples, as an importance of weights does.
         online: fast memory, if the method has any.
         phases: the parts of a task's training.
-        measures: numbers about `(theta, state)`, by name: `capacity`, the share of the network that
-            the tasks so far use; or any other scalar, [tasks] or [tasks, tasks].
+        measures: numbers about it, for results.
         isolates: no task changes what a finished one sees.
         tasks: the number of tasks that the method is made for; None for any.
         params_prefix: what the paths of the network's parameters begin with in `theta`.
@@ -232,8 +244,12 @@ class Method(NamedTuple):
     consolidate: Callable[..., tuple[PyTree, PyTree]] | None = None
     online: Online | None = None
     phases: tuple[Phase, ...] = (Phase(),)
-    measures: Mapping[str, Callable[[PyTree, PyTree], jax.Array]] = {}
+    measures: tuple[Measure, ...] = ()
     isolates: bool = False
     tasks: int | None = None
     params_prefix: str = ""
     divided: Callable[[PyTree], Any] = lambda state: ()
+
+    def capacity(self, theta: PyTree, state: PyTree) -> jax.Array:
+        """The measure of that name: the share of the network that the tasks so far use."""
+        return dict(self.measures)["capacity"](theta, state)

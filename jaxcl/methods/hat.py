@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_choice, check_count
-from jaxcl.core.method import Method
+from jaxcl.core.method import Measure, Method
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree, draw
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
@@ -225,12 +225,18 @@ def hat(
         penalty=penalty,
         project=project,
         end_task=end_task,
-        measures={
-            "capacity": lambda theta, state: masks.capacity(
-                attended_weights(wiring, theta["params"], state.attention)
+        measures=(
+            Measure(
+                "capacity",
+                lambda theta, state: masks.capacity(
+                    attended_weights(wiring, theta["params"], state.attention)
+                ),
             ),
-            "overlap": lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
-        },
+            Measure(
+                "overlap",
+                lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
+            ),
+        ),
         isolates=True,
         tasks=tasks,
         params_prefix="params/",

@@ -20,7 +20,7 @@ from jaxcl.core.checks import (
     shorten,
 )
 from jaxcl.core.heads import HEAD
-from jaxcl.core.method import Method, Phase
+from jaxcl.core.method import Measure, Method, Phase
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
@@ -184,11 +184,12 @@ def packnet(
         view=view,
         trainable=trainable,
         end_task=end_task,
-        measures={
-            "capacity": lambda theta, state: masks.capacity(
-                jax.tree.map(lambda o: o > 0, state.owner)
-            )
-        },
+        measures=(
+            Measure(
+                "capacity",
+                lambda theta, state: masks.capacity(jax.tree.map(lambda o: o > 0, state.owner)),
+            ),
+        ),
         phases=(
             Phase("train", share=2 / 3),
             Phase("retrain", share=1 / 3, step_scale=retrain_scale, closed=True),

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxcl.core.checks import check_choice, check_count, check_number
 from jaxcl.core.convolution import conv_general_dilated
-from jaxcl.core.method import Method
+from jaxcl.core.method import Measure, Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.core.trees import PyTree, draw
 from jaxcl.methods.spec import Built, Problem, Spec, option
@@ -133,7 +133,7 @@ def pnn(
         view=view,
         end_task=end_task,
         # It grows, and is always in full use.
-        measures={"capacity": lambda theta, state: jnp.float32(1)},
+        measures=(Measure("capacity", lambda theta, state: jnp.float32(1)),),
         isolates=True,
         tasks=tasks,
     )

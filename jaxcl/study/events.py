@@ -79,6 +79,11 @@ class TaskEnd(NamedTuple):
     finite: np.ndarray
     learners: Learner
 
+    @property
+    def capacity(self) -> np.ndarray | None:
+        """The measure of that name, [replicas]; None if the method has none."""
+        return self.measures.get("capacity")
+
 
 Event = StepsEnd | EpochEnd | TaskEnd
 

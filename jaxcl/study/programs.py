@@ -175,7 +175,7 @@ def compile_programs(
     def evaluate(setup, learner, data):
         method, own = setup.method, (learner.theta, learner.state)
         finite = learner.position.finite & all_finite(learner.theta)
-        measures = {name: measure(*own) for name, measure in method.measures.items()}
+        measures = {measure.name: measure.of(*own) for measure in method.measures}
         return train.evaluate_all(setup, learner, data), measures, finite
 
     def end(setup, learner, task, examples, validation):

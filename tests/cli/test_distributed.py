@@ -166,7 +166,7 @@ def test_more_processes_than_replicas(tmp_path):
 def test_idle_devices_are_spread():
     devices = jax.devices()[:4]
     assert list(replicas.layout(2, 0, devices=devices).mesh.devices.flat) == devices[::2]
-    split = replicas.layout(1, 0, devices=devices, split=2).mesh.devices
+    split = replicas.layout(1, 0, devices=devices, devices_per_replica=2).mesh.devices
     assert list(split.flat) == devices[:2]
 
 

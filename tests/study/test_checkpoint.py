@@ -10,8 +10,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcl import checkpoint, data, recipes, study, train
-from jaxcl.study.recipes import METHODS, Options
+from jaxcl.methods import REGISTRY
+from jaxcl.study.recipes import Options
 
+NAMES = [spec.name for spec in REGISTRY]
 OPTIONS = Options(hidden=(6,), epochs=3, batch=8, optimizer="adam")
 
 
@@ -46,7 +48,7 @@ def assert_same(tree, other):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", NAMES)
 def test_round_trip(method, benchmark, tmp_path):
     learner = started(method, benchmark)
     checkpoint.save(tmp_path / "deep" / "task_1", learner)
@@ -73,14 +75,10 @@ def test_extreme_values_keep_their_bits(tmp_path):
     assert jax.random.key_impl(restored["keys"][1]) == jax.random.key_impl(tree["keys"][1])
 
 
-@pytest.mark.parametrize("method", sorted({*METHODS} - {"independent"}))  # a kind of pnn
+@pytest.mark.parametrize("method", sorted({*NAMES} - {"independent"}))  # a kind of pnn
 def test_restored_learner_goes_on_as_uninterrupted(method, benchmark, tmp_path):
     """Law 5 in its simple form: stop after the first task, and go on from the disk."""
-    epochs, retrain_epochs = recipes.epochs_of(method, OPTIONS)
-    built = study.build(
-        recipes.recipe(method, benchmark, OPTIONS), benchmark, range(2),
-        epochs=epochs, retrain_epochs=retrain_epochs, devices=jax.devices()[:2],
-    )  # fmt: skip
+    (built,) = recipes.studies(method, benchmark, OPTIONS, range(2), devices=jax.devices()[:2])
     uninterrupted = []
     for event in study.run(built):
         if isinstance(event, study.TaskEnd):
@@ -92,7 +90,7 @@ def test_restored_learner_goes_on_as_uninterrupted(method, benchmark, tmp_path):
     assert learners.key.sharding == abstract.key.sharding
     (event,) = [e for e in study.run(built, learners, 1) if isinstance(e, study.TaskEnd)]
     np.testing.assert_array_equal(event.accuracy, uninterrupted[1].accuracy)
-    np.testing.assert_array_equal(event.capacity, uninterrupted[1].capacity)
+    jax.tree.map(np.testing.assert_array_equal, event.measures, uninterrupted[1].measures)
     assert_same(event.learners, uninterrupted[1].learners)
 
 
@@ -157,12 +155,12 @@ def test_errors_name_the_leaf(learner, benchmark, tmp_path):
     abstract = shapes(learner)
     restore = partial(checkpoint.restore, tmp_path / "a")
 
-    plan = abstract.plan._replace(scale=jax.ShapeDtypeStruct((3,), jnp.float32))
-    with pytest.raises(ValueError, match=r"'plan/scale' .* is float32\[\], but float32\[3\] was"):
-        restore(abstract._replace(plan=plan))
-    plan = abstract.plan._replace(scale=jax.ShapeDtypeStruct((), jnp.int32))
-    with pytest.raises(ValueError, match=r"'plan/scale' .* is float32\[\], but int32\[\] was"):
-        restore(abstract._replace(plan=plan))
+    stopping = abstract.stopping._replace(scale=jax.ShapeDtypeStruct((3,), jnp.float32))
+    with pytest.raises(ValueError, match=r"'stopping/scale' .* float32\[\], but float32\[3\] was"):
+        restore(abstract._replace(stopping=stopping))
+    stopping = abstract.stopping._replace(scale=jax.ShapeDtypeStruct((), jnp.int32))
+    with pytest.raises(ValueError, match=r"'stopping/scale' .* is float32\[\], but int32\[\] was"):
+        restore(abstract._replace(stopping=stopping))
     with pytest.raises(ValueError, match=r"has no leaf 'state/extra'"):
         restore(abstract._replace(state={"extra": jnp.ones(1)}))
     with pytest.raises(ValueError, match=r"has a leaf 'state/attention/layer0' that is not"):

@@ -23,6 +23,7 @@ def test_every_program_of_a_study_lowers_for_accelerators(method):
         recipes.recipe(method, benchmark, options), benchmark, [0, 1], epochs=1, retrain_epochs=1,
         devices=jax.devices()[:1],
     )  # fmt: skip
+    retraining = next(i for i, phase in enumerate(built.phases) if phase.closed)
     lowered = set()
 
     def lowering(name, program):
@@ -35,6 +36,6 @@ def test_every_program_of_a_study_lowers_for_accelerators(method):
 
     programs = {name: lowering(name, program) for name, program in built.programs.items()}
     list(study.run(built._replace(programs=programs)))
-    used = {"start", "begin_task", "epoch", "end", "end_phase", "evaluate"}
+    used = {"start", "begin_task", "epoch_0", f"epoch_{retraining}", "end", "end_phase", "evaluate"}
     used |= {"frozen_features"} if method == "pnn" else set()
     assert lowered == used

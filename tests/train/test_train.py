@@ -13,10 +13,10 @@ import jaxcl
 from jaxcl import data, masks, models, recipes, study, train
 from jaxcl.methods.hat import annealed
 from jaxcl.study import feed
-from jaxcl.train import loop
 
-OPTIONS = recipes.Options(hidden=(6,), batch=16, prune=0.9)
+OPTIONS = recipes.Options(hidden=(6,), batch=16)
 RATE = np.float32(0.05)
+FINETUNE = jaxcl.multihead(jaxcl.finetune(), 2)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -45,7 +45,8 @@ def digits():
 
 def build(method, plan, seeds, options=OPTIONS, **epochs):
     """A study on one device, whose step size is a setting."""
-    recipe = recipes.recipe(method, digits(), options)
+    own = {"prune": 0.9} if method == "packnet" else {}
+    recipe = recipes.recipe(recipes.choose(method, options, **own), digits())
     return study.build(
         lambda settings: recipe(settings)._replace(**plan), digits(), seeds,
         settings={"learning_rate": np.full(len(seeds), RATE)},
@@ -65,7 +66,7 @@ def equal(a, b):
     [
         ("paper", 10, [0, 1 / 2, 1]),  # of three batches, the last of which is not full
         ("paper", 12, [0, 1 / 2, 1]),
-        ("paper", 3, [0]),
+        ("paper", 3, [1]),  # the only batch is the last
         ("original", 10, [0, 4 / 10, 8 / 10]),  # the share of the examples seen before
         ("original", 3, [0]),
     ],
@@ -86,7 +87,7 @@ def test_progress_within_an_epoch(annealing, count, progress):
     jax.effects_barrier()
     np.testing.assert_allclose(sorted(seen), progress, rtol=1e-6)
     scales = [annealed(p, 400.0) for p in sorted(seen)]
-    assert scales[0] == 1 / 400
+    assert scales[0] == (400 if progress == [1] else 1 / 400)
     assert (scales[-1] == 400) == (progress[-1] == 1)
 
 
@@ -97,20 +98,19 @@ def retrained(built, rate, drop_validation=False):
     """The first task's parameters after pruning and after a retraining at this step size."""
     seen = []
 
-    def epoch(learners, fixed, data, task, index, validation):
+    def retrain(learners, fixed, *args):
         settings, *rest = fixed
-        if index >= built.epochs[0]:
-            settings = {"learning_rate": jnp.full_like(settings["learning_rate"], rate)}
-        return programs["epoch"](learners, (settings, *rest), data, task, index, validation)
+        settings = {"learning_rate": jnp.full_like(settings["learning_rate"], rate)}
+        return programs["epoch"](learners, (settings, *rest), *args)
 
-    def end(learners, fixed, task, validation):
+    def end(learners, fixed, task, examples, validation):
         validation = None if drop_validation else validation
-        learners, _ = programs["end"](learners, fixed, task, validation)
+        learners, _ = programs["end"](learners, fixed, task, examples, validation)
         seen.append(jax.device_get(learners.theta))
         return learners, ()
 
     programs = built.programs
-    built = built._replace(programs=programs | {"epoch": epoch, "end": end})
+    built = built._replace(programs=programs | {"epoch_1": retrain, "end": end})
     last = next(event for event in study.run(built) if isinstance(event, study.TaskEnd))
     return seen[0], jax.device_get(last.learners.theta)
 
@@ -124,7 +124,7 @@ def test_a_pruned_network_that_retraining_never_beats_is_kept():
 
 
 def test_a_pretrained_network_is_pruned_before_it_is_trained():
-    recipe = recipes.recipe("packnet", digits(), OPTIONS)
+    recipe = recipes.recipe(recipes.choose("packnet", OPTIONS, prune=0.9), digits())
     params, _ = jax.jit(recipe({}).model.init)(jax.random.key(7))
 
     def pretrained(settings):
@@ -210,17 +210,22 @@ def together(method, seeds, options):
     built = build(method, {}, seeds, options, epochs=options.epochs)
     stopped, moved = ([], []), set()
 
-    def epoch(learners, fixed, data, task, *rest):
-        before = jax.device_get((learners.theta, learners.plan))
-        learners, metrics = built.programs["epoch"](learners, fixed, data, task, *rest)
-        stopped[int(task)].append(jax.device_get(learners.plan.stopped))
-        after = jax.device_get((learners.theta, learners.plan))
+    def epoch(learners, *rest):
+        before = jax.device_get((learners.theta, learners.stopping))
+        learners, metrics = built.programs["epoch"](learners, *rest)
+        after = jax.device_get((learners.theta, learners.stopping))
         for i in np.flatnonzero(before[1].stopped):
             one_before, one_after = jax.tree.map(lambda leaf: leaf[i], (before, after))  # noqa: B023
             moved.update([] if equal(one_before, one_after) else [int(i)])
         return learners, metrics
 
-    *_, last = study.run(built._replace(programs=built.programs | {"epoch": epoch}))
+    def end_epoch(learners, fixed, task, validation):
+        learners, now = built.programs["end_epoch"](learners, fixed, task, validation)
+        stopped[int(task)].append(jax.device_get(learners.stopping.stopped))
+        return learners, now
+
+    programs = built.programs | {"epoch_0": epoch, "end_epoch": end_epoch}
+    *_, last = study.run(built._replace(programs=programs))
     assert built.traces["epoch"] == 1
     epochs = [np.sum(~np.array(history[:-1]), axis=0) + 1 for history in stopped]
     return np.stack(epochs, 1).tolist(), jax.device_get(last.learners), moved
@@ -236,12 +241,13 @@ def test_seeds_in_one_program_stop_where_single_runs_stop(monkeypatch):
         got = jax.tree.map(lambda leaf: leaf[i], (learners.theta, learners.state))  # noqa: B023
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), got, end)
 
-    def never_stops(setup, before, *rest):
-        running = before.plan._replace(stopped=jnp.zeros_like(before.plan.stopped))
-        return follow(setup, before._replace(plan=running), *rest)
+    def never_stops(setup, learner, *rest, **options):
+        running = learner.stopping._replace(stopped=jnp.zeros_like(learner.stopping.stopped))
+        after, metrics = steps(setup, learner._replace(stopping=running), *rest, **options)
+        return after._replace(stopping=learner.stopping), metrics
 
-    follow = loop.follow_plan
-    monkeypatch.setattr(loop, "follow_plan", never_stops)
+    steps = train.steps
+    monkeypatch.setattr(train, "steps", never_stops)
     assert together("hat", seeds, HASTY)[2] != set()  # the broken twin
 
 
@@ -259,7 +265,7 @@ def test_joint_training_is_judged_by_the_tasks_so_far():
     learner = train.start(setup, jax.random.key(0), 2)
     for task in range(2):
         learner, losses = learn(learner, task, mixture(task))
-        np.testing.assert_allclose(learner.plan.best, np.mean(losses[: task + 1]), 1e-6)
+        np.testing.assert_allclose(learner.stopping.best, np.mean(losses[: task + 1]), 1e-6)
     assert abs(losses[0] - losses[1]) > 1e-3
 
 
@@ -277,8 +283,18 @@ def test_joint_training_trains_the_heads_of_all_tasks_so_far():
         return heads().any((1, 2)).tolist()
 
     assert moved(setup) == [True, True]
-    twin = setup._replace(method=jaxcl.multihead(jaxcl.finetune(), 2))
+    whoever = setup._replace(method=jaxcl.multihead(jaxcl.finetune(), 2))
+    assert moved(whoever) == [True, True]
+    twin = setup._replace(method=whoever.method._replace(trainable_seen=None))
     assert moved(twin) == [False, True]
+
+
+def test_mixed_training_refuses_a_method_that_isolates():
+    setup = recipes.recipe("joint", digits())({})
+    for isolating in (jaxcl.packnet(2), jaxcl.hat(setup.model.wiring, 2)):
+        refused = setup._replace(method=jaxcl.multihead(isolating, 2))
+        with pytest.raises(ValueError, match="which a method that isolates tasks does not"):
+            train.start(refused, jax.random.key(0), 2)
 
 
 def test_weight_decay_is_decoupled_and_for_kernels_alone():
@@ -288,7 +304,7 @@ def test_weight_decay_is_decoupled_and_for_kernels_alone():
         "laterals": [{"alpha": jnp.ones(1), "project": jnp.ones(2)}],
     }
     for name in ("sgd", "momentum", "adam"):
-        tx = recipes.optimizer(recipes.Options(optimizer=name), 0.5, 0.1)
+        tx = recipes.optimizer(recipes.Options(optimizer=name, learning_rate=0.5, weight_decay=0.1))
         still, state = jax.tree.map(jnp.zeros_like, theta), tx.init(theta)
         for _ in range(2):
             updates, state = tx.update(still, state, theta)
@@ -327,7 +343,7 @@ def test_an_epoch_takes_the_place_of_the_learners_before_it(method):
         before.extend(jax.tree.leaves((learners.theta, learners.opt_state)))
         return built.programs["epoch"](learners, *rest)
 
-    *_, last = study.run(built._replace(programs=built.programs | {"epoch": epoch}))
+    *_, last = study.run(built._replace(programs=built.programs | {"epoch_0": epoch}))
     assert before and all(leaf.is_deleted() for leaf in before)
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(last.learners.state))
 
@@ -378,7 +394,7 @@ def test_pnn_starts_from_a_trunk_with_running_statistics():
     learner = train.start(setup, jax.random.key(1), 2, params, statistics)
     rows = jax.tree.map(lambda leaf: leaf[0], learner.statistics)
     assert equal(rows, jax.tree.map(lambda leaf: np.stack([leaf] * 2), statistics))
-    with pytest.raises(ValueError, match=r"norm='frozen' needs .* PNN's does not"):
+    with pytest.raises(ValueError, match=r"norm='frozen' needs .* a network of columns does not"):
         train.start(setup._replace(norm="frozen"), jax.random.key(1), 2)
 
 
@@ -397,7 +413,7 @@ def test_pnn_starts_from_a_trunk_with_running_statistics():
         ({"norm": "none"}, "norm must be one of None, 'shared', .* got 'none'"),
         ({"classes": jnp.array([10])}, "classes has 1 entries for 2 tasks"),
         ({"classes": jnp.array([10, 0])}, r"classes must be at least 1, got \[10  0\]"),
-        ({"classes": None, "mixed": True}, "mixed training needs classes"),
+        ({"classes": None, "mixed": True, "method": FINETUNE}, "mixed training needs classes"),
         ({"method": jaxcl.packnet(3)}, "made for 3 tasks, not for 2"),
     ],
 )
@@ -412,7 +428,7 @@ def test_setups_that_mean_nothing(change, words):
     [
         ({"network": "lenet"}, "network must be one of 'mlp', 'alexnet', .* got 'lenet'"),
         ({"network": None}, "network must be one of 'mlp', 'alexnet', .* got None"),
-        ({"optimizer": "lion"}, "optimizer must be one of 'sgd', 'momentum', 'adam', got 'lion'"),
+        ({"optimizer": "lion"}, "optimizer must be one of 'sgd', .* 'adamw', got 'lion'"),
         ({"precision": "float16"}, "precision must be one of 'float32', 'bfloat16', got 'float16'"),
         ({"lateral": "none"}, "lateral must be one of 'adapter', 'linear', got 'none'"),
         ({"norm": "none"}, "norm must be one of 'frozen', 'per_task', got 'none'"),
@@ -432,8 +448,11 @@ def test_setups_that_mean_nothing(change, words):
     ],
 )
 def test_options_that_mean_nothing(change, words):
-    with pytest.raises(ValueError, match=f"Options: {words}"):
-        recipes.recipe("pnn", digits(), recipes.Options(**change))
+    owner = {"s_max": "hat", "c": "hat", "prune": "packnet"}
+    owner |= dict.fromkeys(("lateral", "alpha", "column_width"), "pnn")
+    method = owner.get(*change)
+    with pytest.raises(ValueError, match=f"{method or 'Options'}: {words}"):
+        recipes.choose(method or "pnn", **change)
 
 
 def with_second_task(change):
