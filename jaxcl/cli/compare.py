@@ -13,7 +13,7 @@ from rich.console import Console
 
 from jaxcl import report, study, train
 from jaxcl.cli import processes
-from jaxcl.cli.folder import claim, remove_older, write_settings
+from jaxcl.cli.folder import claim, write_settings
 from jaxcl.cli.options import Compare
 from jaxcl.cli.session import layout_options, load, settings_of
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
@@ -256,7 +256,7 @@ def _train(run: MethodRun, progress: Callable, warn: Callable) -> Record:
         path = run.folder / f"task_{event.task + 1}"
         checkpoint.save(path, record)
         if processes.is_main():
-            remove_older(run.folder, path)
+            checkpoint.remove_old(run.folder)
         if event.task + 1 < tasks and "capacity" in event.measures:
             warn(event.task + 1, 1 - event.measures["capacity"])
     return record._replace(learners=None)

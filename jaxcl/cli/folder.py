@@ -2,7 +2,6 @@
 
 import json
 import platform
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,9 +46,3 @@ def write_settings(folder: Path, settings: dict, command, devices: Sequence[Devi
         "devices": [str(device.device_kind) for device in devices],
     }
     write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
-
-
-def remove_older(folder: Path, newest: Path) -> None:
-    """Removes the checkpoints of a method but the newest."""
-    for old in set(folder.glob("task_*")) - {newest}:
-        shutil.rmtree(old)

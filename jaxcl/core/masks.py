@@ -19,6 +19,7 @@ from jaxcl.core.trees import (
     PyTree,
     keys_of,
     leaves_by_path,
+    leaves_with_keys,
     map_with_path,
     path_str,
     size_bytes,
@@ -95,14 +96,10 @@ def resolve(mask: PyTree, params: PyTree) -> PyTree:
 
 def expand(mask: PyTree, params: PyTree) -> PyTree:
     """Like `resolve`, but leaves each mask as it is: one mask leaf for each parameter leaf."""
-    prefixes = {
-        keys_of(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(mask, is_leaf=is_mask)
-    }
+    prefixes = dict(leaves_with_keys(mask, is_leaf=is_mask))
     unused = set(prefixes)
 
-    def find(path, _):
-        keys = keys_of(path)
+    def find(keys):
         for length in range(len(keys), -1, -1):
             if keys[:length] in prefixes:
                 unused.discard(keys[:length])
@@ -112,7 +109,8 @@ def expand(mask: PyTree, params: PyTree) -> PyTree:
             f"the parameters, with True (trainable), False or a float for every leaf."
         )
 
-    expanded = jax.tree_util.tree_map_with_path(find, params)
+    found = [find(keys) for keys, _ in leaves_with_keys(params)]
+    expanded = jax.tree.unflatten(jax.tree.structure(params), found)
     if unused and not _has_masked_nodes(params):
         raise ValueError(
             f"The mask's leaf '{'/'.join(min(unused))}' matches no parameter; the parameters are "

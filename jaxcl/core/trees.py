@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,41 +13,52 @@ PyTree = Any
 
 
 def keys_of(path: tuple) -> tuple[str, ...]:
-    """The keys of a JAX key path as strings; the `value` that ends every nnx path is dropped."""
-    keys = tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-    return keys[:-1] if path and _ends_nnx_path(path[-1]) else keys
+    """The keys of a JAX key path as strings."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def path_str(path: tuple) -> str:
-    """A JAX key path as one string.
+def leaves_with_keys(tree: PyTree, is_leaf=None) -> list[tuple[tuple[str, ...], Any]]:
+    """The leaves of a tree, in its order, each with the keys of its path.
 
-    >>> leaves = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 0.0}]})
-    >>> path_str(leaves[0][0])
-    'layers/0/kernel'
+    The `value` in which flax boxes an array is no key: an `nnx.State` has the keys of the dict of
+    its arrays. A key or field of that name anywhere else is a key like any other.
     """
-    return "/".join(keys_of(path))
+    nodes = jax.tree_util.tree_leaves_with_path(
+        tree, is_leaf=lambda node: _is_box(node) or (is_leaf is not None and is_leaf(node))
+    )
+    found = []
+    for path, node in nodes:
+        for inner, leaf in jax.tree_util.tree_leaves_with_path(node, is_leaf=is_leaf):
+            boxed = _is_box(node) and keys_of(inner[:1]) == ("value",)
+            found.append((keys_of(path + inner[boxed:]), leaf))
+    return found
 
 
 def map_with_path(function: Callable, tree: PyTree, *rest: PyTree, is_leaf=None) -> PyTree:
     """`jax.tree.map` whose function also gets each leaf's path as a string, first."""
-    return jax.tree_util.tree_map_with_path(
-        lambda path, *leaves: function(path_str(path), *leaves), tree, *rest, is_leaf=is_leaf
+    paths = iter(["/".join(keys) for keys, _ in leaves_with_keys(tree, is_leaf)])
+    return jax.tree.map(
+        lambda *leaves: function(next(paths), *leaves), tree, *rest, is_leaf=is_leaf
     )
 
 
 def leaves_by_path(tree: PyTree, is_leaf=None) -> dict[str, Any]:
-    """The leaves of a tree by their path."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_leaf)
-    return {path_str(path): leaf for path, leaf in leaves}
+    """The leaves of a tree by their path.
+
+    >>> list(leaves_by_path({"layers": [{"kernel": 0.0}]}))
+    ['layers/0/kernel']
+    """
+    return {"/".join(keys): leaf for keys, leaf in leaves_with_keys(tree, is_leaf)}
+
+
+def path_str(path: tuple) -> str:
+    """A JAX key path as one string."""
+    return "/".join(keys_of(path))
 
 
 def size_bytes(tree: PyTree) -> int:
     """Bytes that the arrays of a tree occupy."""
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-
-def _ends_nnx_path(key: Any) -> bool:
-    return isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"
 
 
 def draw(sampler: Callable, key: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
@@ -56,3 +68,10 @@ def draw(sampler: Callable, key: jax.Array, shapes: Sequence[tuple[int, ...]]) -
         return []
     parts = jnp.split(sampler(key, (sum(sizes),)), list(itertools.accumulate(sizes))[:-1])
     return [part.reshape(shape) for part, shape in zip(parts, shapes)]
+
+
+def _is_box(node: Any) -> bool:
+    """True for flax's wrapper of one array; where flax is not loaded, there is none."""
+    nnx, meta = sys.modules.get("flax.nnx"), sys.modules.get("flax.core.meta")
+    boxes = (*((nnx.Variable,) if nnx else ()), *((meta.AxisMetadata,) if meta else ()))
+    return isinstance(node, boxes)

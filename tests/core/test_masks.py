@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,6 +39,36 @@ def test_paths_of_every_kind_of_tree():
     assert list(masks.leaves_by_path(state)) == ["bias", "kernel"]
     assert sorted(masks.leaves_by_path(PARAMS)) == PATHS
     assert list(masks.leaves_by_path(jnp.ones(1))) == [""]
+
+
+class Valued(NamedTuple):
+    key: jax.Array
+    value: jax.Array
+
+
+def test_only_the_box_of_an_array_has_no_name():
+    """`value` is left out where flax boxes an array, and nowhere else."""
+    arrays = {
+        "w": jnp.ones(2),
+        "nested": {"value": jnp.ones(3)},
+        "pair": Valued(*[jnp.ones(1)] * 2),
+    }
+    paths = ["nested/value", "pair/key", "pair/value", "w"]
+    assert list(masks.leaves_by_path(arrays)) == paths
+    state = nnx.State({name: nnx.Param(array) for name, array in arrays.items()})
+    assert list(masks.leaves_by_path(state)) == paths
+    boxed = {"dense": {"kernel": nn.Partitioned(jnp.ones((2, 2)), ("a", "b"))}}
+    assert list(masks.leaves_by_path(boxed)) == ["dense/kernel"]
+    whole = masks.leaves_by_path(state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    assert list(whole) == ["nested", "pair", "w"]
+
+    chosen = masks.by_path(state, [("value$", True), ("", False)])
+    assert masks.leaves_by_path(chosen) == dict(zip(paths, [True, False, True, False]))
+    mask = {"nested": {"value": True}, "pair": {"key": False, "value": True}, "w": False}
+    assert masks.leaves_by_path(masks.expand(mask, state)) == masks.leaves_by_path(mask)
+    assert masks.leaves_by_path(masks.expand(chosen, arrays)) == masks.leaves_by_path(chosen)
+    with pytest.raises(ValueError, match="no leaf for parameter 'pair/value'"):
+        masks.expand({"nested": True, "pair": {"key": True}, "w": True}, arrays)
 
 
 def test_the_first_pattern_that_matches_wins():
