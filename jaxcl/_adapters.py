@@ -44,22 +44,10 @@ def functional(
     """
     graphs = {}
 
-    def fresh(rngs):
-        """The module, without what an earlier call has sown."""
-        net = nnx.clone(module) if isinstance(module, nnx.Module) else module(rngs)
-        if not isinstance(net, nnx.Module):
-            raise ValueError(f"expected an nnx.Module or a function `build(rngs)`, not {module!r}.")
-        nnx.pop(net, nnx.Intermediate)
-        for _, layer in nnx.iter_modules(net):
-            for name, value in list(vars(layer).items()):
-                if isinstance(value, jax.Array):  # a setting, for Flax, where it is traced
-                    setattr(layer, name, nnx.data(value))
-        return net
-
     def trace():
         """The module in evaluation mode, having noted its graph in each mode: in the abstract one
         that comes of it, arrays that are no variables are no longer arrays."""
-        net = fresh(nnx.Rngs(0))
+        net = _fresh(module, nnx.Rngs(0))
         for mode, change in _MODES.items():
             graphs[mode] = nnx.graphdef(change(nnx.clone(net)))
         return _MODES["eval"](net)
@@ -100,7 +88,20 @@ def functional(
         _check_sown("from_nnx", statistics, after, "as an nnx.Intermediate")
         return output, after if train and not freeze_norm else statistics
 
-    return abstract, lambda key: split(fresh(nnx.Rngs(key))), run
+    return abstract, lambda key: split(_fresh(module, nnx.Rngs(key))), run
+
+
+def _fresh(module: Any, rngs: nnx.Rngs) -> nnx.Module:
+    """A copy of the module, or a new one; without what an earlier call has sown."""
+    net = nnx.clone(module) if isinstance(module, nnx.Module) else module(rngs)
+    if not isinstance(net, nnx.Module):
+        raise ValueError(f"expected an nnx.Module or a function `build(rngs)`, not {module!r}.")
+    nnx.pop(net, nnx.Intermediate)
+    for _, layer in nnx.iter_modules(net):
+        for name, value in list(vars(layer).items()):
+            if isinstance(value, jax.Array):  # a setting, for Flax, where it is traced
+                setattr(layer, name, nnx.data(value))
+    return net
 
 
 def _freeze(net: nnx.Module) -> nnx.Module:
