@@ -310,7 +310,7 @@ def from_function(apply: Callable[[PyTree, jax.Array], jax.Array], params: Any) 
     """
     if not callable(apply):
         raise ValueError(f"from_function: expected a function `apply(params, x)`, not {apply!r}.")
-    init = params if callable(params) else lambda key: params
+    init = params if callable(params) else lambda key: jax.tree.map(jnp.asarray, params)
     return Model(
         init=lambda key: (init(key), {}),
         apply=lambda params, statistics, x, **mode: (apply(params, x), statistics),
