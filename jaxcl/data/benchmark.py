@@ -3,12 +3,13 @@
 A one-task `Benchmark` (`digits`, `mnist`, `fashion_mnist`, `cifar100`, or your own arrays through
 `from_arrays`) becomes a sequence by `split` (each task gets its own classes) or `permuted` (each
 task shuffles the pixels in its own way); `load` makes the usual sequences by name. Inputs keep the
-integers in which they are stored; `normalize` gives the function that turns them into floats, for
-the device. All is numpy, and the same arguments always give the same arrays.
+integers in which they are stored; `normalize` gives the function that turns bytes into floats, for
+the device. Integers of any other type than uint8 are tokens, which nothing normalizes. All is
+numpy, and the same arguments always give the same arrays.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ _PARTS = ("train", "val", "test")
 
 
 class Split(NamedTuple):
-    """Examples: `x` [N, ...] uint8 or float32, and their labels `y` [N] int32."""
+    """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32."""
 
     x: np.ndarray
     y: np.ndarray
@@ -37,7 +38,8 @@ class Task(NamedTuple):
 
 
 class Benchmark(NamedTuple):
-    """A sequence of tasks whose inputs have one shape; a network sees (x / scale - mean) / std."""
+    """A sequence of tasks whose inputs have one shape; a network sees (x / scale - mean) / std, or
+    tokens as they are: then mean is 0, and std and scale are 1."""
 
     name: str
     tasks: tuple[Task, ...]
@@ -48,11 +50,16 @@ class Benchmark(NamedTuple):
 
 
 def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
-    """Returns the pure function x [B, ...] -> float32 [B, ...], (x / scale - mean) / std."""
+    """Returns the pure function x [B, ...] -> float32 [B, ...], (x / scale - mean) / std.
+
+    Of tokens, integers of another type than uint8, it changes neither the values nor the type.
+    """
     constants = benchmark.mean, benchmark.std, benchmark.scale
     constants = [np.asarray(value, np.float32) for value in constants]
 
     def apply(x: jax.Array) -> jax.Array:
+        if _are_tokens(x.dtype):
+            return jnp.asarray(x)
         mean, std, scale = (v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in constants)
         return (jnp.asarray(x, jnp.float32) / scale - mean) / std
 
@@ -74,12 +81,13 @@ def from_arrays(
     Args:
         name: what reports call it.
         tasks: for each task either the pair (x, y), which is divided 60/20/20 class by class, or
-            three such pairs (train, val, test). x [N, ...] uint8 or floating point, y [N] integers
-            from 0 within the task.
+            three such pairs (train, val, test). x [N, ...] uint8, floating point, or tokens, which
+            are integers of any other type; y [N] integers from 0 within the task.
         classes: how many classes a task has; None counts them in each task's training labels.
-        mean: mean of x / scale; one number, or one for each entry of x's last axis.
+        mean: mean of x / scale; one number, or one for each entry of x's last axis. Tokens are
+            never normalized: leave mean, std and scale out.
         std: standard deviation of x / scale, likewise.
-        scale: what x is divided by; None means 255 for uint8 and 1 for floats.
+        scale: what x is divided by; None means 255 for uint8 and 1 otherwise.
         seed: for the division of pairs.
 
     Returns:
@@ -116,9 +124,11 @@ def from_arrays(
 def check(benchmark: Benchmark) -> Benchmark:
     """Checks all of a benchmark; returns it with float inputs as float32 and labels as int32.
 
+    Bytes and tokens keep their type.
+
     Raises:
         ValueError: a number of tasks, an array or a normalization that cannot be used, in one
-            sentence that names the task and the split.
+            sentence that names the task and the split; or tokens with a normalization.
     """
     name, shape = benchmark.name, tuple(benchmark.shape)
     check_count(f"{name}: tasks", len(benchmark.tasks), MAX_TASKS)
@@ -146,6 +156,13 @@ def check(benchmark: Benchmark) -> Benchmark:
             splits.append(Split(x, y))
         train, val, test = splits
         tasks.append(Task(train, val, test, task.classes))
+    neutral = {"mean": 0.0, "std": 1.0, "scale": 1.0} if _are_tokens(dtype) else {}
+    for field, value in neutral.items():
+        if np.any(np.asarray(getattr(benchmark, field)) != value):
+            raise ValueError(
+                f"{name}: x is {dtype}, so holds tokens, which are not normalized: {field} must be "
+                f"{value:g}, got {getattr(benchmark, field)}. Give images as uint8 or as floats."
+            )
     return benchmark._replace(tasks=tuple(tasks), shape=shape)
 
 
@@ -156,15 +173,22 @@ def _examples(where: str, pair: Sequence) -> Split:
         x, y = np.asarray(x), np.asarray(y)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected a pair of arrays (x, y): {error}.") from error
-    if x.dtype != np.uint8 and not jnp.issubdtype(x.dtype, np.floating):
-        raise ValueError(f"{where}: x must be uint8 or floating point, got {x.dtype}.")
+    if x.dtype.kind not in "iu" and not jnp.issubdtype(x.dtype, np.floating):
+        raise ValueError(
+            f"{where}: x must be integers (uint8 for images, others for tokens) or floating point, "
+            f"got {x.dtype}."
+        )
     if y.dtype.kind not in "iu":
         raise ValueError(f"{where}: labels must be integers, got {y.dtype}.")
     if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
         raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
     if x.size == 0:
         raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
-    if x.dtype != np.uint8:
+    if _are_tokens(x.dtype):
+        low, high = int(x.min()), int(x.max())
+        if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
+            raise ValueError(f"{where}: tokens must fit int32, got {low} to {high}.")
+    elif x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
@@ -172,6 +196,10 @@ def _examples(where: str, pair: Sequence) -> Split:
     if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
         raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}.")
     return Split(x, y.astype(np.int32, copy=False))
+
+
+def _are_tokens(dtype: Any) -> bool:
+    return np.dtype(dtype).kind in "iu" and dtype != np.uint8
 
 
 def _stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:

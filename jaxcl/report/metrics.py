@@ -5,9 +5,11 @@ Nearly all of them are read off the *accuracy matrix* `R`: `R[t, k]` is the test
 moment, column `k` is the life of one task. Leading axes (seeds, settings) are carried along:
 `[S, T, T]` gives `S` numbers.
 
-Entries above the diagonal belong to tasks that are not trained yet. They may be `nan` (not
-measured), except where `forward_transfer` reads them. Any other `nan` that is read makes the result
-`nan`.
+Entries above the diagonal belong to tasks that are not trained yet. Where there is no network for
+a task before its training, as the column of a progressive network, they are `nan`: an accuracy
+there would be that of an untrained head. Only `forward_transfer` reads them and, if told to,
+`forgetting`, which then passes over those that are `nan`. Any other `nan` that a metric reads makes
+its result `nan`: what was not measured is not averaged away.
 
 These are host-side numbers: jax arrays are welcome, numpy computes, in float64.
 """
@@ -16,8 +18,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxcl.core.checks import check_choice
+
 __all__ = [
     "Interval",
+    "anytime_accuracy",
     "average_accuracy",
     "backward_transfer",
     "confidence_interval",
@@ -59,6 +64,28 @@ def average_accuracy(accuracy):
     Source: Chaudhry et al. 2019 (A-GEM), Eqs. 1-3.
     """
     return _matrix(accuracy)[..., -1, :].mean(axis=-1)
+
+
+def anytime_accuracy(accuracy):
+    """Mean over all moments of the mean accuracy on the tasks trained so far.
+
+    Args:
+        accuracy: accuracy matrix [..., T, T].
+
+    Returns:
+        [...], in the unit of `accuracy`: mean over t of the mean over k <= t of `R[t, k]`.
+
+    Raises:
+        ValueError: if the last two axes are not square.
+
+    >>> R = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.6, 0.9, 0.9]]
+    >>> round(float(anytime_accuracy(R)), 6)  # (0.9 + (0.7 + 0.8) / 2 + (0.6 + 0.9 + 0.9) / 3) / 3
+    0.816667
+    """
+    matrix = _matrix(accuracy)
+    tasks = matrix.shape[-1]
+    seen = np.where(np.tri(tasks, dtype=bool), matrix, 0).sum(axis=-1) / np.arange(1, tasks + 1)
+    return seen.mean(axis=-1)
 
 
 def learning_accuracy(accuracy):
@@ -112,7 +139,9 @@ def forward_transfer(accuracy, baseline):
             number for all.
 
     Returns:
-        [...]: mean over k >= 1 of `R[k-1, k] - baseline[k]`; 0 when there is one task only.
+        [...]: mean over k >= 1 of `R[k-1, k] - baseline[k]`; 0 when there is one task only. It is
+        `nan` if one of these was not measured: a method that makes a task's network when the task
+        begins has no forward transfer in this sense.
 
     Raises:
         ValueError: if the last two axes are not square, or `baseline` has another number of tasks.
@@ -129,30 +158,41 @@ def forward_transfer(accuracy, baseline):
     return _mean(before - baseline[..., 1:])
 
 
-def forgetting(accuracy):
+def forgetting(accuracy, since: str = "own"):
     """Mean drop of each earlier task from the best it ever had to what is left at the end.
 
     Args:
         accuracy: accuracy matrix [..., T, T].
+        since: from when on the best counts: "own", the task's own training; or "first", the first
+            row, so that a task can also forget what it had before it was trained. Entries above
+            the diagonal that are `nan` then count for nothing.
 
     Returns:
-        [...]: mean over k < T-1 of the largest `R[t, k]` with t < T-1, minus `R[T-1, k]`; 0 when
-        there is one task only. Negative when the earlier tasks are at their best at the end; never
-        less than `-backward_transfer`.
+        [...]: mean over k < T-1 of the largest `R[t, k]` with k <= t < T-1 ("first": t < T-1),
+        minus `R[T-1, k]`; 0 when there is one task only. Negative when the earlier tasks are at
+        their best at the end; never less than `-backward_transfer`.
 
     Raises:
-        ValueError: if the last two axes are not square.
+        ValueError: if the last two axes are not square, or `since` is neither.
 
     >>> R = [[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.6, 0.9, 0.9]]
     >>> round(float(forgetting(R)), 6)  # ((0.9 - 0.6) + (0.8 - 0.9)) / 2
     0.1
+    >>> R = [[0.9, 0.95, 0.1], [0.9, 0.6, 0.1], [0.9, 0.6, 0.9]]
+    >>> round(float(forgetting(R)), 6)  # ((0.9 - 0.9) + (0.6 - 0.6)) / 2
+    0.0
+    >>> round(float(forgetting(R, since="first")), 6)  # ((0.9 - 0.9) + (0.95 - 0.6)) / 2
+    0.175
 
-    Source: Chaudhry et al. 2019 (A-GEM), Eqs. 1-3.
+    Source: Chaudhry et al. 2019 (A-GEM), Eqs. 1-3, which is "first".
+    Differs: by default, the accuracy on a task before its own training is no best to fall from. It
+    says nothing of the task's own network, which may not exist yet.
     """
     matrix = _matrix(accuracy)
+    check_choice("since", since, ("own", "first"))
     untrained = np.triu(np.ones(matrix.shape[-2:], bool), 1)
-    matrix = np.where(untrained & np.isnan(matrix), -np.inf, matrix)
-    earlier = matrix[..., :-1, :-1]
+    unread = untrained & (np.isnan(matrix) | (since == "own"))
+    earlier = np.where(unread, -np.inf, matrix)[..., :-1, :-1]
     return _mean(earlier.max(axis=-2, initial=-np.inf) - matrix[..., -1, :-1])
 
 
@@ -168,8 +208,8 @@ def forgetting_ratio(accuracy, random, joint):
 
     Returns:
         ratio [..., T, T]: `(R[t, k] - random[k]) / (joint[t, k] - random[k]) - 1`, and `nan` above
-            the diagonal.
-        mean [..., T]: the mean of `ratio[t, k]` over the tasks k <= t.
+            the diagonal. Below it, `nan` where an accuracy or a joint one is.
+        mean [..., T]: the mean of `ratio[t, k]` over the tasks k <= t; `nan` where one of them is.
 
     Raises:
         ValueError: if the shapes do not fit, or a joint model is exactly at chance.
@@ -214,7 +254,7 @@ def learning_curve_area(curve, beta: int | None = None):
         beta: batches that count, so that columns 0 to `beta` are averaged; None takes all of them.
 
     Returns:
-        [...], in the unit of `curve`.
+        [...], in the unit of `curve`; `nan` if an entry that counts is.
 
     Raises:
         ValueError: if `curve` has no such axes, or fewer than `beta + 1` columns.
@@ -240,12 +280,20 @@ def free(capacity):
         capacity: [..., T], the share that is used after each task.
 
     Returns:
-        [..., T]: 1 for the first task, then what its predecessors left.
+        [..., T]: 1 for the first task, then what its predecessors left; `nan` after a `nan`.
+
+    Raises:
+        ValueError: if `capacity` has no axis.
 
     >>> print(free([0.5, 0.75, 1.0]))
     [1.   0.5  0.25]
     """
     capacity = np.asarray(capacity, dtype=np.float64)
+    if capacity.ndim == 0:
+        raise ValueError(
+            f"capacity must have shape [..., T], the share in use after each task, but is one "
+            f"number, {capacity}."
+        )
     return 1 - np.concatenate([np.zeros_like(capacity[..., :1]), capacity[..., :-1]], axis=-1)
 
 
@@ -257,7 +305,7 @@ def reuse(overlap):
 
     Returns:
         [..., T, T]: entry [i, j] is the share of task i's weights that task j uses; row i is 0 if
-        task i uses none.
+        task i uses none, and `nan` where the overlap or its diagonal is.
 
     Raises:
         ValueError: if the last two axes are not square.
@@ -270,7 +318,7 @@ def reuse(overlap):
     """
     overlap = _matrix(overlap, "overlap")
     own = np.diagonal(overlap, axis1=-2, axis2=-1)[..., None]
-    return np.divide(overlap, own, out=np.zeros_like(overlap), where=own > 0)
+    return np.divide(overlap, own, out=np.zeros_like(overlap), where=own != 0)
 
 
 def confidence_interval(values, level: float = 0.95) -> Interval:
@@ -282,7 +330,7 @@ def confidence_interval(values, level: float = 0.95) -> Interval:
 
     Returns:
         `Interval(mean [...], half_width [...])`. One seed says nothing of the spread, so its half
-        width is `nan`.
+        width is `nan`; both are where a value is.
 
     Raises:
         ValueError: if there is no seed, or `level` is not between 0 and 1.

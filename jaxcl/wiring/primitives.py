@@ -1,14 +1,19 @@
 """What each primitive operation does to labels; the rules behind `wiring.trace_wiring`."""
 
+import itertools
 import math
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jax.extend.core import Literal
 
-# Values. An activation is an array of labels, one for each element: a unit's number, or one of the
-# two below. What is made of parameters alone is a `Param`.
+from jaxcl.core.checks import is_concrete
 
+# Values. An activation is an array of labels, one for each element: a unit's number, or one of the
+# three below. What is made of parameters alone is a `Param`.
+
+ZERO = -3  # is always zero: it carries nothing, whatever it is multiplied by
 CONST, RAW = -2, -1  # depends on neither data nor parameters; or on data, but on no gated unit
 
 
@@ -48,12 +53,12 @@ def other(trace, op, *operands):
     top = max((array.max(initial=CONST) for array in arrays), default=CONST)
     if top >= 0:
         units = np.concatenate([trace.root[array].ravel() for array in arrays])
-        trace.fail(f"may mix the units of {trace.names(units)}")
+        trace.fail(f"may mix the units of {trace.names(units)}", by_hand=True)
     leaves = tuple(leaf._replace(axes=None) for param in params for leaf in param.leaves)
     for leaf in leaves:
         if op.name in _CONTROL and len(leaf.shape) > 1 and trace.gated(leaf.path):
             trace.nearest = leaf.path
-            trace.fail("hides a layer that was to get a gate")
+            trace.fail("hides a layer that was to get a gate", by_hand=True)
     if leaves and top == CONST:
         return [Param(shape, leaves, False) for shape in op.shapes]
     for leaf in leaves:
@@ -65,6 +70,13 @@ def _elementwise(trace, op, *operands, scaling=False):
     params = [value for value in operands if isinstance(value, Param)]
     arrays = [value for value in operands if not isinstance(value, Param)]
     labels = trace.join(arrays, scaling or op.name in ("mul", "div"))
+    factors = operands if op.name == "mul" else operands[:1] if op.name == "div" else ()
+    for factor in factors:
+        if isinstance(factor, np.ndarray) and factor.min(initial=RAW) == ZERO:
+            labels = np.where(factor == ZERO, ZERO, labels)
+            params = [] if _nothing(factor) else params
+    if op.name not in _KEEP_ZERO:
+        labels = _no_zeros(labels)
     if params and labels.max(initial=CONST) == CONST:
         leaves = tuple(
             leaf._replace(axes=(None,) * labels.ndim) if leaf.axes == () else leaf
@@ -80,8 +92,11 @@ def _elementwise(trace, op, *operands, scaling=False):
 
 
 def _select(trace, op, which, *cases):
-    chosen = _elementwise(trace, op, *cases)
-    return _elementwise(trace, op, which, *chosen, scaling=True)
+    (chosen,) = _elementwise(trace, op, *cases)
+    (result,) = _elementwise(trace, op, which, chosen, scaling=True)
+    if isinstance(chosen, np.ndarray) and isinstance(result, np.ndarray):
+        result = np.where(chosen == ZERO, ZERO, result)
+    return [result]
 
 
 def _move(trace, op, value, *others):
@@ -140,13 +155,118 @@ def _reduce(trace, op, value):
         return other(trace, op, value)
     if "axes" in op.params:
         axes = op.params["axes"]
-        return [trace.collapse(value, axes).squeeze(axes)]
+        return [_no_zeros(trace.collapse(value, axes).squeeze(axes))]
     if "axis" in op.params:
         axes = [op.params["axis"]]
     else:
         sizes = zip(value.shape, op.shapes[0], op.params["window_dimensions"])
         axes = [i for i, (old, new, window) in enumerate(sizes) if old != new or window > 1]
-    return [np.broadcast_to(trace.collapse(value, axes), op.shapes[0])]
+    return [np.broadcast_to(_no_zeros(trace.collapse(value, axes)), op.shapes[0])]
+
+
+def _scan(trace, op, *operands):
+    """A loop over the rows of arrays. What it carries on has the labels of all its steps."""
+    constants, carried = _scan_counts(op.params)
+    start, end = constants, constants + carried
+    rows = [_row(trace, value) for value in operands[end:]]
+    body = lambda carry: trace.run(op.params["jaxpr"], [*operands[:start], *carry, *rows])  # noqa: E731
+    carry, results = _repeat(trace, op, body, operands[start:end])
+    return carry + [_rows(value, shape) for value, shape in zip(results, op.shapes[carried:])]
+
+
+def _scan_counts(params):
+    """Number of constants and of carried values; they come first, in this order."""
+    if "num_carry" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
+    return len(list(constants)), len(list(carry))
+
+
+def _row(trace, value):
+    """Any row of an array: its labels must be those of all others."""
+    if not isinstance(value, Param):
+        return trace.collapse(value, [0])[0]
+    leaves = (leaf._replace(axes=leaf.axes and leaf.axes[1:]) for leaf in value.leaves)
+    return Param(value.shape[1:], tuple(leaves), value.linear)
+
+
+def _rows(value, shape):
+    """Many rows like this one, which may differ where they are parameters."""
+    if not isinstance(value, Param):
+        return np.broadcast_to(value, shape)
+    return Param(shape, tuple(leaf._replace(axes=None) for leaf in value.leaves), False)
+
+
+def _while(trace, op, *operands):
+    """A loop that ends when its condition says so."""
+    tests, constants = op.params["cond_nconsts"], op.params["body_nconsts"]
+    fixed = operands[tests : tests + constants]
+    body = lambda carry: trace.run(op.params["body_jaxpr"], [*fixed, *carry])  # noqa: E731
+    carry, _ = _repeat(trace, op, body, operands[tests + constants :])
+    (ends,) = trace.run(op.params["cond_jaxpr"], [*operands[:tests], *carry])
+    return _decided(trace, op, ends, carry)
+
+
+def _cond(trace, op, which, *operands):
+    """One of several functions."""
+    (values, *others) = (trace.run(branch, operands) for branch in op.params["branches"])
+    for other_values in others:
+        values = [_either(trace, op, *pair) for pair in zip(values, other_values)]
+    return _decided(trace, op, which, values)
+
+
+def _repeat(trace, op, body, carry):
+    """Runs a loop's body until what it carries on has the same labels before and after.
+
+    Only the last run counts, whose labels stand for those of every step.
+    """
+    carry, known = list(carry), {path: list(uses) for path, uses in trace.uses.items()}
+    while True:
+        results = body(carry)
+        after = [_either(trace, op, *pair) for pair in zip(carry, results)]
+        if all(_same(trace, *pair) for pair in zip(carry, after)):
+            return after, results[len(carry) :]
+        carry = after
+        trace.uses = {path: list(uses) for path, uses in known.items()}
+
+
+def _same(trace, a, b):
+    if isinstance(a, Param) or isinstance(b, Param):
+        return isinstance(a, Param) and isinstance(b, Param) and a == b
+    return np.array_equal(trace.root[a], trace.root[b])
+
+
+def _either(trace, op, a, b):
+    """A value that is now the one, now the other."""
+    trace.op = op
+    if not isinstance(a, Param) and not isinstance(b, Param):
+        return trace.join([a, b], scaling=False, shape=a.shape)
+    if a is b or (isinstance(a, Param) and isinstance(b, Param) and a == b):
+        return a
+    params = [value for value in (a, b) if isinstance(value, Param)]
+    leaves = {leaf._replace(axes=None) for param in params for leaf in param.leaves}
+    if len(params) == 2:
+        return Param(a.shape, tuple(sorted(leaves)), False)
+    (labels,) = (value for value in (a, b) if not isinstance(value, Param))
+    if labels.max(initial=CONST) == CONST:
+        return Param(a.shape, tuple(sorted(leaves)), False)
+    trace.attach(params[0], labels)
+    return np.maximum(labels, RAW)
+
+
+def _decided(trace, op, by, values):
+    """Values that a decision has led to; it shows in them all."""
+    trace.op = op
+    if isinstance(by, Param):
+        trace.attach(by, full((), RAW))
+    elif by.max(initial=CONST) >= 0:
+        trace.fail(f"decides by the units of {trace.names(by)}")
+    elif by.max(initial=CONST) == CONST:
+        return values
+    return [
+        value if isinstance(value, Param) else np.where(value == CONST, RAW, value)
+        for value in values
+    ]
 
 
 def _take(trace, op, value, *indices):
@@ -168,6 +288,8 @@ def _take(trace, op, value, *indices):
 
 def _dot(trace, op, lhs, rhs):
     (lc, rc), (lb, rb) = op.params["dimension_numbers"]
+    if _nothing(lhs) or _nothing(rhs):
+        return [full(op.shapes[0], ZERO)]
     if isinstance(lhs, np.ndarray) and isinstance(rhs, np.ndarray):
         left = _arranged(trace, lhs, lc, lb)
         right = _arranged(trace, rhs, rc, rb)
@@ -178,7 +300,7 @@ def _dot(trace, op, lhs, rhs):
     kernel_first = isinstance(lhs, Param)
     if kernel_first:
         lhs, lc, lb, rhs, rc, rb = rhs, rc, rb, lhs, lc, lb
-    if isinstance(lhs, Param) or lhs.max() == CONST:
+    if isinstance(lhs, Param) or lhs.max() <= CONST:
         return other(trace, op, lhs, rhs)
     free = [i for i in range(len(rhs.shape)) if i not in (*rc, *rb)]
     out = trace.layer(lhs, rhs, lc, rc, (*rb, *free))
@@ -186,6 +308,14 @@ def _dot(trace, op, lhs, rhs):
     batch, kept = [rhs.shape[i] for i in rb], [rhs.shape[i] for i in free]
     shape = [*batch, *kept, *ones] if kernel_first else [*batch, *ones, *kept]
     return [np.broadcast_to(out.reshape(shape), op.shapes[0])]
+
+
+def _nothing(value):
+    return isinstance(value, np.ndarray) and value.max(initial=ZERO) == ZERO
+
+
+def _no_zeros(labels):
+    return np.maximum(labels, CONST) if labels.min(initial=RAW) == ZERO else labels
 
 
 def _arranged(trace, labels, summed, batch):
@@ -196,6 +326,8 @@ def _arranged(trace, labels, summed, batch):
 
 
 def _conv(trace, op, lhs, rhs):
+    if _nothing(lhs) or _nothing(rhs):
+        return [full(op.shapes[0], ZERO)]
     known = isinstance(lhs, np.ndarray) and isinstance(rhs, Param) and lhs.max() > CONST
     if not known or op.params["batch_group_count"] > 1:
         return other(trace, op, lhs, rhs)
@@ -249,8 +381,14 @@ RULES = (
     | dict.fromkeys(_REDUCE, _reduce)
     | {"dynamic_slice": _take, "gather": _take, "select_n": _select}
     | {"conv_general_dilated": _conv, "dot_general": _dot}
+    | {"cond": _cond, "scan": _scan, "while": _while}
 )
 _LINEAR = ("convert_element_type", "copy", "mul", "name", "neg", "stop_gradient")
+_KEEP_ZERO = (  # of zeros they make zeros
+    "abs", "add", "asin", "asinh", "atan", "atanh", "cbrt", "ceil", "convert_element_type", "copy",
+    "div", "erf", "expm1", "floor", "log1p", "max", "min", "mul", "name", "neg", "round",
+    "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
+)  # fmt: skip
 _CONTROL = ("cond", "scan", "shard_map", "while")
 _CALLS = (
     "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit",
@@ -258,11 +396,11 @@ _CALLS = (
 )  # fmt: skip
 
 
-def inline(jaxpr, numbers, fresh, values, ops):
-    """Lists a jaxpr's operations, those of the functions that it calls in their place.
+def inline(program, numbers, fresh, values, ops):
+    """Lists a program's operations, those of the functions that it calls in their place.
 
     Args:
-        jaxpr: the program.
+        program: the jaxpr.
         numbers: of the values that its variables hold; filled in.
         fresh: iterator of unused numbers.
         values: for the numbers of constants, their labels; filled in.
@@ -271,21 +409,26 @@ def inline(jaxpr, numbers, fresh, values, ops):
     Returns:
         The numbers of its results.
     """
+    jaxpr = getattr(program, "jaxpr", program)
+    constants = dict(zip(jaxpr.constvars, getattr(program, "consts", ())))
 
-    def constant(atom):
-        values[number := next(fresh)] = full(atom.aval.shape, CONST)
+    def constant(atom, value):
+        known = value is not None and is_concrete(value)
+        zero = known and isinstance(value, (np.ndarray, np.generic, float, int, jax.Array))
+        zero = zero and not np.any(np.asarray(value))
+        values[number := next(fresh)] = full(atom.aval.shape, ZERO if zero else CONST)
         return number
 
     def read(atom):
-        return constant(atom) if isinstance(atom, Literal) else numbers[atom]
+        return constant(atom, atom.val) if isinstance(atom, Literal) else numbers[atom]
 
-    numbers.update((var, constant(var)) for var in jaxpr.constvars)
+    numbers.update((var, constant(var, constants.get(var))) for var in jaxpr.constvars)
     for eqn in jaxpr.eqns:
         ins = [read(atom) for atom in eqn.invars]
         if eqn.primitive.name in _CALLS:
             body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            body = getattr(body, "jaxpr", body)
-            outs = inline(body, dict(zip(body.invars, ins)), fresh, values, ops)
+            arguments = dict(zip(getattr(body, "jaxpr", body).invars, ins))
+            outs = inline(body, arguments, fresh, values, ops)
         else:
             outs = [next(fresh) for _ in eqn.outvars]
             shapes = tuple(getattr(var.aval, "shape", ()) for var in eqn.outvars)
@@ -294,30 +437,72 @@ def inline(jaxpr, numbers, fresh, values, ops):
     return [read(atom) for atom in jaxpr.outvars]
 
 
-def live(ops, results):
-    """The operations that the results need."""
+def listed(program, count):
+    """A program's operations that its results need, the first `count` numbers being its arguments.
+
+    Returns:
+        The operations, the numbers of the results, and the labels of the constants.
+    """
+    fresh, values, ops = itertools.count(count), {}, []
+    numbers = dict(zip(getattr(program, "jaxpr", program).invars, range(count)))
+    results = inline(program, numbers, fresh, values, ops)
     needed, kept = set(results), []
     for op in reversed(ops):
         if needed.intersection(op.outs):
             kept.append(op)
             needed.update(op.ins)
-    return kept[::-1]
+    return kept[::-1], results, values
 
 
-def heads(ops, leaves, data, results):
-    """Paths of the last kernels: between them and the results lies no other."""
-    weights = {number: {path} for number, path in leaves.items()}
-    last = {number: set() for number in data}
+class Source(NamedTuple):
+    """What a value is made of: data behind the last kernels; or, without data, leaves."""
+
+    data: bool
+    paths: frozenset[str]
+
+
+def heads(program, sources):
+    """The source of each result: between it and the last kernels lies no other."""
+    ops, results, _ = listed(program, len(sources))
+    known = dict(enumerate(sources))
     for op in ops:
-        below = [last[i] for i in op.ins if i in last]
-        paths = set().union(*(weights[i] for i in op.ins if i in weights))
-        if not below:
-            weights.update(dict.fromkeys(op.outs, paths))
-        elif paths and op.name in {"dot_general", "conv_general_dilated", *_CONTROL}:
-            last.update(dict.fromkeys(op.outs, paths))
-        else:
-            last.update(dict.fromkeys(op.outs, set().union(*below)))
-    return set().union(*(last.get(number, ()) for number in results))
+        ins = [known.get(number, Source(False, frozenset())) for number in op.ins]
+        known.update(zip(op.outs, _heads_of_op(op, ins)))
+    return [known.get(number, Source(False, frozenset())) for number in results]
+
+
+def _heads_of_op(op, ins):
+    if op.name == "scan":
+        constants, carried = _scan_counts(op.params)
+        start, end = constants, constants + carried
+        return _heads_of_loop(op.params["jaxpr"], ins[:start], ins[start:end], ins[end:])
+    if op.name == "while":
+        tests, constants = op.params["cond_nconsts"], op.params["body_nconsts"]
+        fixed, carry = ins[tests : tests + constants], ins[tests + constants :]
+        return _heads_of_loop(op.params["body_jaxpr"], fixed, carry, [])
+    if op.name == "cond":
+        branches = [heads(branch, ins[1:]) for branch in op.params["branches"]]
+        return [_any_of(values) for values in zip(*branches)]
+    made = _any_of(ins)
+    kernels = frozenset().union(*(source.paths for source in ins if not source.data))
+    if made.data and kernels and op.name in {"dot_general", "conv_general_dilated", *_CONTROL}:
+        made = Source(True, kernels)
+    return [made] * len(op.outs)
+
+
+def _heads_of_loop(body, fixed, carry, rows):
+    while True:
+        results = heads(body, [*fixed, *carry, *rows])
+        after = [_any_of(pair) for pair in zip(carry, results)]
+        if after == list(carry):
+            return after + results[len(carry) :]
+        carry = after
+
+
+def _any_of(sources):
+    """The source of what is made of several values; where one is data, leaves are no kernels."""
+    data = any(source.data for source in sources)
+    return Source(data, frozenset().union(*(s.paths for s in sources if s.data or not data)))
 
 
 def full(shape, label):

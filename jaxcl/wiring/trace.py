@@ -10,7 +10,6 @@ axes of which leaf it shows. The two meet at the matrix products and convolution
 table's rows. Whatever mixes units otherwise, like a layer norm, is an error.
 """
 
-import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -27,11 +26,12 @@ from jaxcl.wiring.primitives import (
     CONST,
     RAW,
     RULES,
+    ZERO,
     Param,
+    Source,
     full,
     heads,
-    inline,
-    live,
+    listed,
     other,
     shows,
     whole,
@@ -44,8 +44,9 @@ def trace_wiring(
     """Derives the table for any model by following its hidden units through the computation.
 
     Every dense and convolution layer but the last gets a gate. Layers whose outputs are added or
-    multiplied share the first one's. A gate is named after the kernel's parent, or after the kernel
-    where the parent has several.
+    multiplied, or take turns in what a loop carries on, share the first one's: those of a recurrent
+    cell do, and all layers of a stack [L, in, out] that is scanned over. A gate is named after the
+    kernel's parent, or after the kernel where the parent has several.
 
     Args:
         apply: function (params, x) -> logits, in inference mode. Statistics are best closed over.
@@ -82,42 +83,31 @@ def trace_wiring(
     for pattern in gates or ():
         check_pattern("trace_wiring: gates", pattern)
     leaves = {path: tuple(leaf.shape) for path, leaf in masks.leaves_by_path(params).items()}
-    jaxpr = jax.make_jaxpr(apply)(params, x).jaxpr
-    fresh, values, ops = itertools.count(), {}, []
-    numbers = {var: next(fresh) for var in jaxpr.invars}
-    results = inline(jaxpr, numbers, fresh, values, ops)
-    ops = live(ops, results)
-
-    weights, data = dict(enumerate(leaves)), range(len(leaves), len(jaxpr.invars))
-    last_kernels = heads(ops, weights, data, results)
+    program = jax.make_jaxpr(apply)(params, x)
+    data = program.in_avals[len(leaves) :]
+    sources = [Source(False, frozenset([path])) for path in leaves]
+    sources += [Source(True, frozenset())] * len(data)
+    last_kernels = {path for source in heads(program, sources) for path in source.paths}
     patterns = [""] if gates is None else list(gates)
     trace = _Trace(
         gated=lambda path: path not in last_kernels and any(re.search(p, path) for p in patterns),
         leaves=leaves,
     )
-    for number, path in weights.items():
-        values[number] = whole(path, leaves[path])
-    for number in data:
-        values[number] = full(jaxpr.invars[number].aval.shape, RAW)
-    last = {number: op for op in ops for number in op.ins} | dict.fromkeys(results)
-    for op in ops:
-        trace.op = op
-        outs = RULES.get(op.name, other)(trace, op, *(values[i] for i in op.ins))
-        values.update(zip(op.outs, outs))
-        for number in {i for i in op.ins if last[i] is op}:
-            del values[number]  # labels are as large as activations
+    arguments = [whole(path, shape) for path, shape in leaves.items()]
+    results = trace.run(program, [*arguments, *(full(value.shape, RAW) for value in data)])
     for result in results:
-        if isinstance(values[result], Param):
-            trace.attach(values[result], full((), RAW))
-        elif values[result].max(initial=CONST) >= 0:
-            trace.fail("gives results with a gate that no kernel reads")
+        if isinstance(result, Param):
+            trace.attach(result, full((), RAW))
+        elif result.max(initial=CONST) >= 0:
+            trace.fail(f"gives results with units of {trace.names(result)}, which no kernel reads")
 
     for pattern in patterns:
         if not any(re.search(pattern, path) for path in trace.layers):
             known = shorten(sorted(path for path, shape in leaves.items() if len(shape) > 1))
+            what = "" if gates is None else f" for {pattern!r} of gates={gates}"
             raise ValueError(
-                f"trace_wiring: gates={gates} finds no hidden dense or convolution layer for "
-                f"{pattern!r} (the last layer has no gate); the kernels are {known}."
+                f"trace_wiring finds no hidden dense or convolution layer{what}: one whose output "
+                f"reaches the results through no other has no gate; the kernels are {known}."
             )
     return trace.wiring()
 
@@ -129,10 +119,24 @@ class _Trace:
         self.gated = gated
         self.leaves = leaves
         self.layers = {}  # kernel's path -> its units' numbers
-        self.root = np.array([CONST, RAW])  # unit -> first unit with its gate; root[RAW] is RAW
+        # unit -> first unit with its gate; the labels that are no units stand for themselves
+        self.root = np.array([ZERO, CONST, RAW])
         self.uses = {}  # path -> labels along its input axis, its output axis (or None), groups
         self.op: Any = None
         self.nearest = None
+
+    def run(self, program, arguments):
+        """The labels of a program's results."""
+        ops, results, values = listed(program, len(arguments))
+        values.update(enumerate(arguments))
+        last = {number: op for op in ops for number in op.ins} | dict.fromkeys(results)
+        for op in ops:
+            self.op = op
+            outs = RULES.get(op.name, other)(self, op, *(values[i] for i in op.ins))
+            values.update(zip(op.outs, outs))
+            for number in {i for i in op.ins if last[i] is op}:
+                del values[number]  # labels are as large as activations
+        return [values[number] for number in results]
 
     def use(self, path, inputs=None, outputs=None, groups=1):
         self.nearest = path
@@ -141,18 +145,22 @@ class _Trace:
     def units(self, path, number):
         """The labels of a layer's units."""
         if path not in self.layers:
-            self.layers[path] = np.arange(number) + len(self.root) - 2
-            self.root = np.concatenate([self.root[:-2], self.layers[path], self.root[-2:]])
+            self.layers[path] = np.arange(number) + len(self.root) - 3
+            self.root = np.concatenate([self.root[:-3], self.layers[path], self.root[-3:]])
         return self.layers[path]
 
-    def join(self, arrays, scaling):
+    def join(self, arrays, scaling, shape=None):
         """Labels of an elementwise result. Units that meet there get one gate."""
-        labels = full(self.op.shapes[0], CONST)
+        labels = full(self.op.shapes[0] if shape is None else shape, ZERO if arrays else CONST)
         for array in arrays:
             labels, array = np.broadcast_arrays(self.root[labels], self.root[array])
             low, high = np.minimum(labels, array), np.maximum(labels, array)
             if not scaling and ((low == RAW) & (high >= 0)).any():
-                self.fail("combines a gated activation with one that has no gate")
+                names = self.names(np.maximum(labels, array))
+                self.fail(
+                    f"combines {names}, which has a gate, with an activation that has none; both "
+                    f"must have one, or none"
+                )
             meet = (low >= 0) & (low < high)
             for pair in np.unique(low[meet] * len(self.root) + high[meet]):
                 first, second = sorted(self.root[list(divmod(pair, len(self.root)))])
@@ -164,7 +172,7 @@ class _Trace:
         """Labels that are the same along `axes`, which stay with length 1."""
         labels = self.root[labels]
         top = labels.max(tuple(axes), keepdims=True)
-        if ((labels != top) & (labels != CONST)).any():
+        if ((labels != top) & (labels > CONST)).any():
             self.fail(f"mixes the units of {self.names(labels)}")
         return top
 
@@ -172,9 +180,17 @@ class _Trace:
         """Notes that parameters act on an activation element by element."""
         for leaf in param.leaves:
             last = len(leaf.shape) - 1
-            if labels.max(initial=CONST) < 0 or math.prod(leaf.shape) == 1:
+            single = leaf.axes is not None and all(axis is None for axis in leaf.axes)
+            if labels.max(initial=CONST) < 0 or math.prod(leaf.shape) == 1 or single:
                 self.use(leaf.path)
-            elif leaf.axes is None or last not in leaf.axes:
+            elif leaf.axes is None:
+                self.nearest = leaf.path
+                self.fail(
+                    f"applies to {self.names(labels)} a part of a parameter, or what is computed "
+                    f"from parameters and constants alone, such as a layer's product with a state "
+                    f"that starts from anything but zeros"
+                )
+            elif last not in leaf.axes:
                 self.nearest = leaf.path
                 self.fail(f"applies a parameter whose last axis is not {self.names(labels)}")
             else:
@@ -202,42 +218,60 @@ class _Trace:
         """The labels along some axes, which must be the same all over the others."""
         return self.collapse(labels, [i for i in range(labels.ndim) if i not in axes]).ravel()
 
+    def layer_name(self, path):
+        """The kernel's parent, if it has one kernel; what acts element by element is none."""
+        parent = path.rpartition("/")[0]
+        kernels = [
+            other
+            for other, shape in self.leaves.items()
+            if other.rpartition("/")[0] == parent
+            and len(shape) > 1
+            and not any(
+                out is not None and into is None for into, out, _ in self.uses.get(other, ())
+            )
+        ]
+        return parent if parent and len(kernels) == 1 else path
+
     def names(self, labels):
         owners = [path for path, units in self.layers.items() if np.isin(units, labels).any()]
-        return shorten([_layer_name(path, self.leaves) for path in owners])
+        return shorten([self.layer_name(path) for path in owners])
 
     def listed(self, labels, most=6):
         """The first units of a vector, each by its layer and its number within it."""
         names = []
         for unit in labels[:most]:
             path = next((path for path, units in self.layers.items() if unit in units), None)
-            name = path and f"{_layer_name(path, self.leaves)}[{unit - self.layers[path][0]}]"
+            name = path and f"{self.layer_name(path)}[{unit - self.layers[path][0]}]"
             names.append(name or "ungated")
         return ", ".join(names) + ", ..." * (len(labels) > most)
 
-    def fail(self, what):
+    def fail(self, what, by_hand=False):
+        """`by_hand`: the table may have words for what tracing cannot tell."""
+        hand = ", or write the table by hand as a jaxcl.wiring.Wiring" if by_hand else ""
         raise ValueError(
             f"trace_wiring: the operation '{self.op.name}' {what}; the nearest parameter is "
-            f"'{self.nearest}'. Choose the layers that get a gate with gates=[...], or write the "
-            f"table by hand as a jaxcl.wiring.Wiring."
+            f"'{self.nearest}'. Choose the layers that get a gate with gates=[...]{hand}."
         )
 
     def wiring(self):
         """The table, once all operations are traced."""
         starts = {
-            units[0]: (_layer_name(path, self.leaves), len(units))
+            units[0]: (self.layer_name(path), len(units))
             for path, units in self.layers.items()
             if (self.root[units] == units).all()
         }
-        inputs, outputs, groups = {}, {}, {}
+        inputs, outputs, numbers = {}, {}, {}
         for path, uses in self.uses.items():
-            found = {(*(self.segments(path, v, starts) for v in use[:2]), use[2]) for use in uses}
+            found = {
+                (self.segments(path, v, starts), self.segments(path, w, starts), groups)
+                for v, (_, w, groups) in zip(self.filled(uses), uses)
+            }
             if len(found) > 1:
                 raise ValueError(
                     f"trace_wiring: '{path}' is used in two ways that need different gates; choose "
                     f"the layers that get a gate with gates=[...]."
                 )
-            inputs[path], outputs[path], groups[path] = found.pop()
+            inputs[path], outputs[path], numbers[path] = found.pop()
         for path, parts in outputs.items():
             if parts and (len(parts) > 1 or parts[0][1] > 1):
                 raise ValueError(
@@ -248,8 +282,19 @@ class _Trace:
             gates=dict(starts.values()),
             inputs={path: parts for path, parts in inputs.items() if parts},
             outputs={path: parts[0][0] for path, parts in outputs.items() if parts},
-            groups={path: number for path, number in groups.items() if number > 1},
+            groups={path: number for path, number in numbers.items() if number > 1},
         )
+
+    def filled(self, uses):
+        """The labels along a kernel's input axis in each of its uses. Where one use reads zeros, as
+        a recurrent layer's first does, its rows may have any gate: that of the other uses."""
+        known = [self.root[use[0]] for use in uses if use[0] is not None]
+        if len({len(labels) for labels in known}) > 1:
+            return [use[0] for use in uses]
+        filler = ZERO
+        for labels in known:
+            filler = np.where(filler == ZERO, labels, filler)
+        return [v if v is None else np.where(v == ZERO, filler, v) for v, *_ in uses]
 
     def segments(self, path, vector, starts):
         """A vector of labels as a tuple of (gate, repeats) and (None, width)."""
@@ -270,9 +315,3 @@ class _Trace:
             parts.append((name, repeats + 1))
             at += units
         return tuple(parts)
-
-
-def _layer_name(path, leaves):
-    parent = path.rpartition("/")[0]
-    kernels = [p for p in leaves if p.rpartition("/")[0] == parent and len(leaves[p]) > 1]
-    return parent if parent and len(kernels) == 1 else path

@@ -2,11 +2,13 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxcl import data
+import jaxcl
+from jaxcl import data, models, study, train
 
 PARTS = ("train", "val", "test")
 
@@ -117,6 +119,47 @@ def test_normalize():
     np.testing.assert_array_equal(data.normalize(made)(x[0]), out[0])
 
 
+# Tokens
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int32, np.uint32, np.int64])
+def test_tokens_stay_what_they_are(dtype):
+    x, y = pair(dtype=np.int32)
+    x = (x - 100 * (np.iinfo(dtype).min < 0)).clip(0, 100).astype(dtype)
+    made = data.from_arrays("words", [(x, y)] * 2)
+    assert made.scale == 1 and made.shape == (4,)
+    for task in [*made.tasks, *data.permuted(data.from_arrays("words", [(x, y)]), 3).tasks]:
+        assert all(part.x.dtype == dtype for part in task[:3])
+    np.testing.assert_array_equal(np.sort(rows(made.tasks[0])), np.sort(x[:, 0]))
+    batch = jax.numpy.asarray(made.tasks[0].train.x)
+    prepared = jax.jit(data.normalize(made))(batch)
+    assert prepared.dtype == batch.dtype
+    np.testing.assert_array_equal(prepared, batch)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("mean", 0.5), ("std", (1, 1, 2, 1)), ("scale", 255.0)]
+)
+def test_tokens_are_not_normalized(field, value):
+    x, y = pair(dtype=np.int32)
+    with pytest.raises(ValueError, match=f"words: x is int32, so holds tokens.*{field} must be"):
+        data.from_arrays("words", [(x, y)], **{field: value})
+    data.from_arrays("pixels", [(x.astype(np.uint8), y)], **{field: value})
+
+
+def test_tokens_are_learned_from():
+    """A study on int64 tokens: the class is the token, and is learned."""
+    y = np.arange(60) % 3
+    made = data.from_arrays("words", [(np.stack([y, y], 1), y)])
+    params = {"embed": np.eye(4, 6, dtype="f4"), "head": np.zeros((6, 3), "f4")}
+    model = models.from_function(lambda p, x: p["embed"][x].sum(1) @ p["head"], params)
+    setup = train.Setup(
+        jaxcl.finetune(), model, optax.sgd(1.0), prepare=data.normalize(made), batch=16
+    )
+    *_, end = study.run(study.build(setup, made, seeds=[0], epochs=6))
+    assert end.accuracy[0, 0] == 1
+
+
 # Refusals
 
 
@@ -168,7 +211,9 @@ def with_value(x, value):
         (lambda x, y: (x[:, 0], y), r"expected x \[N, ...\]"),
         (lambda x, y: (x, y[:, None]), r"and y \[N\]"),
         (lambda x, y: (x.astype(np.uint8), y), "x is uint8, but float32 in the first task"),
-        (lambda x, y: (x.astype(int), y), "x must be uint8 or floating point, got int64"),
+        (lambda x, y: (x.astype(int), y), "x is int64, but float32 in the first task"),
+        (lambda x, y: (x.astype(np.int64) + 2**31, y), "tokens must fit int32, got 21474836"),
+        (lambda x, y: (x > 0, y), "x must be integers .*for tokens.* or floating point, got bool"),
         (lambda x, y: (x[:, :3], y), r"x has shape \(3,\), expected \(4,\)"),
         (lambda x, y: ([[1.0], [1.0, 2.0]], y), "expected a pair of arrays"),
         (lambda x, y: x, "expected a pair of arrays"),

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -119,7 +120,23 @@ def test_nothing_is_kept_when_nothing_can_be_written(tmp_path, monkeypatch):
     folder.chmod(0o755)
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "flipped", "garbage", "other"])
+def stored(x_train, y_train, x_test, y_test):
+    return {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test}
+
+
+OTHER_CACHES = {
+    "other names": lambda x, y, v, w: {"x": x, "y": y},
+    "fewer examples": lambda x, y, v, w: stored(x[1:], y[1:], v, w),
+    "fewer labels": lambda x, y, v, w: stored(x, y[1:], v, w),
+    "another type": lambda x, y, v, w: stored(x / 255, y, v, w),
+    "labels of another type": lambda x, y, v, w: stored(x, y, v, w.astype(float)),
+    "vectors": lambda x, y, v, w: stored(x.reshape(len(x), -1), y, v, w),
+    "splits exchanged": lambda x, y, v, w: stored(v, w, x, y),
+    "objects": lambda x, y, v, w: stored(x.astype(object), y, v, w),
+}
+
+
+@pytest.mark.parametrize("damage", ["empty", "short", "flipped", "garbage", *OTHER_CACHES])
 def test_broken_cache_is_made_again(tmp_path, damage):
     folder = prepare(tmp_path)
     made = data.mnist(data_dir=tmp_path)
@@ -135,7 +152,9 @@ def test_broken_cache_is_made_again(tmp_path, damage):
     elif damage == "garbage":
         content = b"not an archive"
     else:
-        np.savez(kept, x=np.zeros(3))
+        with np.load(kept) as file:
+            arrays = OTHER_CACHES[damage](*file.values())
+        np.savez(kept, **arrays)
         content = kept.read_bytes()
     kept.write_bytes(content)
     jax.tree.map(np.testing.assert_array_equal, data.mnist(data_dir=tmp_path), made)
@@ -153,6 +172,38 @@ def test_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(np, "savez", stop)
     with pytest.raises(KeyboardInterrupt):
         data.mnist(data_dir=tmp_path)
+    assert not list(folder.glob("jaxcl*"))
+
+
+def test_cache_of_another_set_is_not_read(tmp_path):
+    """The same folder, prepared again with other examples: its description tells."""
+    folder = prepare(tmp_path)
+    made = data.mnist(data_dir=tmp_path)
+    for file in folder.glob("[!j]*"):
+        file.unlink()
+    (moved,) = folder.glob("jaxcl*")
+    other = prepare(tmp_path / "other", "mnist", classes=5)
+    for file in other.iterdir():
+        file.rename(folder / file.name)
+    again = data.mnist(data_dir=tmp_path)
+    assert again.tasks[0].classes == 5 != made.tasks[0].classes
+    assert len(list(folder.glob("jaxcl*"))) == 2 and moved.exists()
+
+
+def test_a_user_without_a_home_keeps_nothing_and_reads_all_the_same(tmp_path, monkeypatch):
+    folder = prepare(tmp_path)
+    folder.chmod(0o555)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+
+    def homeless(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    expand = Path.expanduser
+    monkeypatch.setattr(
+        Path, "expanduser", lambda path: homeless(path) if "~" in str(path) else expand(path)
+    )
+    assert len(data.mnist(data_dir=tmp_path).tasks[0].test.y) == 20
+    folder.chmod(0o755)
     assert not list(folder.glob("jaxcl*"))
 
 
@@ -182,12 +233,60 @@ def test_home_folder_is_the_last_resort(tmp_path, monkeypatch):
     assert tfds.folder("mnist", None) == tmp_path / "tensorflow_datasets" / "mnist" / "3.0.1"
 
 
-def test_damaged_set(tmp_path):
+def json_without(*keys):
+    """Takes one entry out of a JSON file."""
+
+    def damage(file):
+        content = fields = json.loads(file.read_text())
+        for key in keys[:-1]:
+            fields = fields[key]
+        del fields[keys[-1]]
+        file.write_text(json.dumps(content))
+
+    return damage
+
+
+INFO, FEATURES = "dataset_info.json", "features.json"
+TRAIN, TEST = (f"mnist-{part}.array_record-00000-of-00001" for part in ("train", "test"))
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        (INFO, lambda file: file.write_text("{not json"), "Expecting property name"),
+        (INFO, lambda file: file.write_text(""), "Expecting value"),
+        (INFO, lambda file: file.write_text(file.read_text()[:40]), "Expecting|Unterminated"),
+        (INFO, lambda file: file.write_text("[]"), "list indices"),
+        (INFO, lambda file: file.write_bytes(b"\xff\xfe\x00"), "can't decode"),
+        (INFO, json_without("splits"), "it has no 'splits'"),
+        (INFO, json_without("splits", 1), "it has no 'test'"),
+        (INFO, json_without("splits", 0, "shardLengths"), "it has no 'shardLengths'"),
+        (FEATURES, Path.unlink, "there is no such file"),
+        (FEATURES, lambda file: file.write_text("{"), "Expecting property name"),
+        (FEATURES, json_without("featuresDict", "features", "label"), "it has no 'label'"),
+        (TRAIN, Path.unlink, "No such file"),
+        (TEST, Path.unlink, "No such file"),
+        (TEST, lambda file: file.write_bytes(b"x"), "64KB"),
+        (TRAIN, lambda file: file.write_bytes(file.read_bytes()[:-100]), ""),
+        (TRAIN, lambda file: file.write_bytes(file.read_bytes()[: 2**16]), ""),
+    ],
+)
+def test_damaged_set(tmp_path, name, damage, words):
     folder = prepare(tmp_path)
-    (folder / "mnist-test.array_record-00000-of-00001").write_bytes(b"x")
-    with pytest.raises(ValueError, match=f"mnist in {folder} is damaged .* prepare it again"):
+    damage(folder / name)
+    with pytest.raises(ValueError, match=f"^mnist in {folder} is damaged .* it again.$") as caught:
         data.mnist(data_dir=tmp_path)
+    part = name.partition(".")[0] + ".*" if name in (TRAIN, TEST) else name
+    assert caught.match(f"{re.escape(part)}: .*({words})") and "\n" not in str(caught.value)
     assert not list(folder.glob("*.npz"))
+
+
+def test_description_that_cannot_be_opened(tmp_path):
+    file = prepare(tmp_path) / INFO
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(ValueError, match=f"mnist cannot be read: .*{file}"):
+        data.mnist(data_dir=tmp_path)
 
 
 def test_tfrecord_needs_tensorflow(tmp_path, monkeypatch):

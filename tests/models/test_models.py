@@ -1,18 +1,23 @@
 """Networks: sizes, gates, laterals and statistics; nnx, linen and plain functions as Models."""
 
+import contextlib
 import functools
+import inspect
+import warnings
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen as nn
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 import jaxcl
-from jaxcl import models
-from jaxcl.wiring.trace import check_wiring
+from jaxcl import masks, models, train
+from jaxcl.models import adapters
+from jaxcl.wiring import check_wiring
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -491,21 +496,346 @@ def test_the_mode_may_be_an_argument_of_the_call():
         assert model.apply(params, statistics, x, train=True)[0] == -1
 
 
-@pytest.mark.parametrize("positional", [False, True])
-def test_norms_told_their_mode_at_the_call_may_be_frozen(positional):
+class OwnNorm(nnx.Module):
+    """A norm with running statistics as users write them; its mode is an argument."""
+
+    def __init__(self, rngs):
+        self.mean = nnx.BatchStat(jnp.zeros(3))
+
+    def __call__(self, x, train):
+        mean = x.mean(0) if train else self.mean[...]
+        if train:
+            self.mean[...] = 0.9 * self.mean[...] + 0.1 * mean
+        return x - mean[None]
+
+
+class TrainNorm(nnx.BatchNorm):
+    def __call__(self, x, *, train):
+        return super().__call__(x, not train)
+
+
+class Nested(nnx.Module):
+    """A layer that is neither: the norm is below it, in a compiled and rematerialized function."""
+
+    def __init__(self, rngs):
+        self.norm = nnx.BatchNorm(3, use_running_average=None, rngs=rngs)
+
+    def __call__(self, x, is_training):
+        run = nnx.jit(nnx.remat(lambda norm, x: norm(x, use_running_average=not is_training)))
+        return run(self.norm, x)
+
+
+def batch_norm(rngs):
+    return nnx.BatchNorm(3, rngs=rngs)
+
+
+def spectral_norm(rngs):
+    return nnx.SpectralNorm(nnx.Linear(3, 3, rngs=rngs), rngs=rngs)
+
+
+def nnx_mode(norm, call):
+    """build(rate): a network of this norm and dropout, with this call."""
+
+    class Net(nnx.Module):
+        __call__ = call
+
+        def __init__(self, rngs, rate):
+            self.norm, self.drop = norm(rngs), nnx.Dropout(rate, rngs=rngs)
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+
+    return lambda rate, **kwargs: models.from_nnx(functools.partial(Net, rate=rate), **kwargs)
+
+
+def linen_mode(call):
+    class Net(nn.Module):
+        rate: float
+        __call__ = nn.compact(call)
+
+    return lambda rate, **kwargs: models.from_linen(Net(rate), X, **kwargs)
+
+
+class LinenNorm(nn.Module):
+    """A norm of one's own in linen."""
+
+    @nn.compact
+    def __call__(self, x, train):
+        kept = self.variable("batch_stats", "mean", jnp.zeros, 3)
+        mean = x.mean(0) if train else kept.value
+        if train and not self.is_initializing():
+            kept.value = 0.9 * kept.value + 0.1 * mean
+        return x - mean[None]
+
+
+def linen_drop(net, x, train):
+    return nn.Dense(2, name="head")(nn.Dropout(net.rate)(x, deterministic=not train))
+
+
+NNX_MODES = {
+    "train": (batch_norm, lambda net, x, train=False: net.head(
+        net.drop(net.norm(x, use_running_average=not train), deterministic=not train))),
+    "training": (batch_norm, lambda net, x, training: net.head(
+        net.drop(net.norm(x, not training), deterministic=not training))),
+    "is_training": (Nested, lambda net, x, *, is_training: net.head(
+        net.drop(net.norm(x, is_training), deterministic=not is_training))),
+    "use_running_average": (batch_norm, lambda net, x, use_running_average: net.head(net.drop(
+        net.norm(x, use_running_average), deterministic=use_running_average))),
+    "deterministic": (batch_norm, lambda net, x, deterministic: net.head(
+        net.drop(net.norm(x), deterministic=deterministic))),
+    "attributes": (batch_norm, lambda net, x: net.head(net.drop(net.norm(x)))),
+    "spectral": (spectral_norm, lambda net, x, train: net.head(
+        net.drop(net.norm(x, update_stats=train), deterministic=not train))),
+    "spectral attributes": (spectral_norm, lambda net, x: net.head(net.drop(net.norm(x)))),
+    "subclass": (lambda rngs: TrainNorm(3, rngs=rngs), lambda net, x, train: net.head(
+        net.drop(net.norm(x, train=train), deterministic=not train))),
+    "own": (OwnNorm, lambda net, x, train: net.head(
+        net.drop(net.norm(x, train), deterministic=not train))),
+}  # fmt: skip
+LINEN_MODES = {
+    "train": lambda net, x, train: linen_drop(
+        net, nn.BatchNorm()(x, use_running_average=not train), train),
+    "training": lambda net, x, training: linen_drop(net, nn.BatchNorm()(x, not training), training),
+    "is_training": lambda net, x, is_training=False: linen_drop(
+        net, nn.BatchNorm(use_running_average=not is_training)(x), is_training),
+    "use_running_average": lambda net, x, use_running_average: linen_drop(
+        net, nn.BatchNorm()(x, use_running_average), not use_running_average),
+    "deterministic": lambda net, x, train, deterministic: linen_drop(
+        net, nn.BatchNorm(use_running_average=not train)(x), not deterministic),
+    "spectral": lambda net, x, train: linen_drop(
+        net, nn.SpectralNorm(nn.Dense(3))(x, update_stats=train), train),
+    "own": lambda net, x, train: linen_drop(net, LinenNorm()(x, train), train),
+    "remat": lambda net, x, train: linen_drop(
+        net, nn.remat(LinenNorm, static_argnums=2)()(x, train), train),
+}  # fmt: skip
+MODES = {f"nnx {name}": (nnx_mode(*how), how[1]) for name, how in NNX_MODES.items()}
+MODES |= {f"linen {name}": (linen_mode(call), call) for name, call in LINEN_MODES.items()}
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["found", "given"])
+@pytest.mark.parametrize("name", MODES)
+def test_frozen_norms_use_their_statistics_and_dropout_stays_on(name, given):
+    """`given`: the flags are the caller's own, the same ones."""
+    build, call = MODES[name]
+    names = list(inspect.signature(call).parameters)[2:]
+    on = {flag: flag not in ("deterministic", "use_running_average") for flag in names}
+    off = {flag: not value for flag, value in on.items()}
+    kwargs = {"train_kwargs": on, "eval_kwargs": off} if given else {}
+    without, with_dropout = (build(rate, **kwargs) for rate in (0.0, 0.5))
+    params, statistics = without.init(jax.random.key(0))
+    statistics = jax.tree.map(lambda leaf: leaf + 0.3, statistics)
+
+    def train(model, seed, **mode):
+        return model.apply(params, statistics, X, train=True, key=jax.random.key(seed), **mode)
+
+    expected = without.apply(params, statistics, X)[0]
+    logits, kept = train(without, 1, freeze_norm=True)
+    np.testing.assert_allclose(logits, expected, rtol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, kept, statistics)
+    one, two = (train(with_dropout, seed, freeze_norm=True)[0] for seed in (1, 2))
+    assert not np.array_equal(one, two)
+    logits, moved = train(without, 1)  # and without the freeze it is training
+    assert not any(map(np.array_equal, jax.tree.leaves(moved), jax.tree.leaves(statistics)))
+    assert "spectral" in name or not np.allclose(logits, expected)
+    one, two = (with_dropout.apply(params, statistics, X, key=jax.random.key(k))[0] for k in (1, 2))
+    np.testing.assert_array_equal(one, two)
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_and_another_mode_would_be_noticed(monkeypatch, mode):
+    monkeypatch.setitem(adapters._MODES, "freeze_norm", adapters._MODES[mode])
+    with pytest.raises(AssertionError):
+        test_frozen_norms_use_their_statistics_and_dropout_stays_on("nnx attributes", False)
+
+
+def test_dropout_stays_on_in_later_tasks():
+    """The engine's own step: with a frozen norm, two keys give two losses after the first task."""
+    model = MODES["nnx train"][0](0.5)
+    drawn = model.init(jax.random.key(0))
+    model = model._replace(init=lambda key: drawn)
+    setup = train.Setup(jaxcl.finetune(), model, optax.sgd(0.1), batch=4, norm="frozen")
+    examples = train.Data(X, np.array([0, 1, 0, 1]), 4)
+    losses, kept = [], []
+    for seed in (0, 1):
+        learner = train.begin_task(setup, train.start(setup, jax.random.key(seed), 2), 1)
+        learner, metrics = train.epoch(setup, learner, examples, 1, 0)
+        losses.append(float(metrics.loss))
+        kept.append(learner.statistics)
+    assert losses[0] != losses[1]
+    np.testing.assert_array_equal(kept[0]["norm"]["mean"][1], np.zeros(3))
+
+
+class Sower(nnx.Module):
+    def __init__(self, rngs, kind=nnx.Intermediate):
+        self.kind, self.head = kind, nnx.Linear(3, 2, rngs=rngs)
+
+    def __call__(self, x):
+        self.sow(self.kind, "hidden", x.sum())
+        return self.head(x)
+
+
+class LinenSower(nn.Module):
+    collection: str
+
+    @nn.compact
+    def __call__(self, x):
+        self.sow(self.collection, "hidden", x.sum())
+        return nn.Dense(2, name="head")(self.perturb("input", x))
+
+
+@pytest.fixture
+def _sowing():
+    """Flax would rather have what is sown collected; the modules here are a user's."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        yield
+
+
+@pytest.mark.usefixtures("_sowing")
+@pytest.mark.parametrize("kind", ["nnx", "nnx after a call", "linen"])
+def test_what_is_sown_on_the_way_is_dropped(kind):
+    net = Sower(nnx.Rngs(0))
+    if kind == "nnx after a call":
+        net(X)
+    linen = models.from_linen(LinenSower("intermediates"), X)
+    model = linen if kind == "linen" else models.from_nnx(net)
+    params, statistics = model.init(jax.random.key(0))
+    assert sorted(params) == ["head"] and statistics == {}
+    for mode in ({}, {"train": True}, {"train": True, "freeze_norm": True}):
+        logits, after = model.apply(params, statistics, X, **mode)
+        assert logits.shape == (4, 2) and after == {}
+
+
+@pytest.mark.usefixtures("_sowing")
+def test_what_is_sown_to_be_kept_is_refused():
+    class Loss(nnx.Variable):
+        pass
+
+    nnx_model = models.from_nnx(lambda rngs: Sower(rngs, Loss))
+    linen = models.from_linen(LinenSower("losses"), X)
+    for model, words in ((nnx_model, "'hidden/0'.*nnx.Intermediate"), (linen, "'losses/hidden/1'")):
+        drawn = model.init(jax.random.key(0))
+        with pytest.raises(ValueError, match=f"adds {words}"):
+            model.apply(*drawn, X, train=True)
+
+
+def test_arrays_that_are_no_variables_are_statistics():
+    """As the scales of nnx.WeightNorm are in some versions of Flax, which then trains them not."""
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.table = jax.random.normal(rngs.params(), (3,))
+            self.layer = nnx.WeightNorm(nnx.Linear(3, 3, rngs=rngs), rngs=rngs)
+            self.head = nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.layer(x + self.table[None]))
+
+    net = Net(nnx.Rngs(jax.random.key(4)))
+    for model in (models.from_nnx(Net), models.from_nnx(net)):
+        params, statistics = model.init(jax.random.key(4))
+        np.testing.assert_array_equal(statistics["table"], net.table)
+        paths = masks.leaves_by_path((params, statistics))
+        assert sum("scales" in path for path in paths) == 1
+        logits, after = model.apply(params, statistics, X, train=True)
+        close(logits, nnx.clone(net)(X))
+        jax.tree.map(np.testing.assert_array_equal, after, statistics)
+        rows = jax.vmap(lambda key, model=model: model.init(key))(
+            jax.random.split(jax.random.key(0))
+        )
+        assert rows[1]["table"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("kind", ["nnx", "partitioned", "logical"])
+@pytest.mark.parametrize("at", ["inside", "outside"])
+def test_partitioned_parameters_are_plain_arrays(kind, at):
+    """With the mesh at hand all along, and only where nnx asks for it."""
+    axes = ("a", "b")
+    mesh = jax.make_mesh((1, 2), axes, axis_types=(AxisType.Auto,) * 2, devices=jax.devices()[:2])
+    initialize = nn.initializers.lecun_normal()
+
+    class Nnx(nnx.Module):
+        def __init__(self, rngs):
+            kernel = nnx.with_partitioning(initialize, axes)
+            self.hidden = nnx.Linear(3, 4, kernel_init=kernel, rngs=rngs)
+            self.head = nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.hidden(x))
+
     class Linen(nn.Module):
         @nn.compact
-        def __call__(self, x, train):
-            norm = nn.BatchNorm()
-            return norm(x, not train) if positional else norm(x, use_running_average=not train)
+        def __call__(self, x):
+            boxed = nn.with_logical_partitioning if kind == "logical" else nn.with_partitioning
+            x = nn.Dense(4, kernel_init=boxed(initialize, axes), name="hidden")(x)
+            return nn.Dense(2, name="head")(x)
 
-    x = jnp.arange(6.0).reshape(3, 2)
-    model = models.from_linen(Linen(), x)
+    @contextlib.contextmanager
+    def meshed(wanted):
+        with contextlib.ExitStack() as stack:
+            if wanted:
+                stack.enter_context(jax.set_mesh(mesh))
+                stack.enter_context(nn.logical_axis_rules([(axis, axis) for axis in axes]))
+            yield
+
+    with meshed(at == "inside"):
+        with meshed(kind == "nnx"):
+            model = models.from_nnx(Nnx(nnx.Rngs(0))) if kind == "nnx" else None
+        model = model or models.from_linen(Linen(), X)
+        params, statistics = model.init(jax.random.key(0))
+        assert all(isinstance(leaf, jax.Array) for leaf in masks.leaves_by_path(params).values())
+        assert masks.leaves_by_path(params)["hidden/kernel"].shape == (3, 4)
+        assert model.apply(params, statistics, X, train=True)[0].shape == (4, 2)
+        if kind != "nnx" and at == "inside":
+            assert params["hidden"]["kernel"].sharding.spec == PartitionSpec(*axes)
+
+
+@pytest.mark.parametrize("default", [False, True])
+def test_rngs_that_the_call_takes_are_given(default):
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.drop, self.head = nnx.Dropout(0.5), nnx.Linear(3, 2, rngs=rngs)
+
+        def __call__(self, x, rngs, train=False):
+            return self.head(self.drop(x, rngs=rngs, deterministic=not train))
+
+    class Default(Net):
+        def __call__(self, x, *, rngs=None, train=False):
+            return super().__call__(x, rngs, train)
+
+    model = models.from_nnx(Default if default else Net)
     params, statistics = model.init(jax.random.key(0))
-    frozen, kept = model.apply(params, statistics, x, train=True, freeze_norm=True)
-    assert np.array_equal(frozen, model.apply(params, statistics, x)[0])
-    assert not np.array_equal(frozen, model.apply(params, statistics, x, train=True)[0])
-    jax.tree.map(np.testing.assert_array_equal, kept, statistics)
+    np.testing.assert_array_equal(
+        model.apply(params, statistics, X)[0], X @ params["head"]["kernel"]
+    )
+    one, same, two = (
+        model.apply(params, statistics, X, train=True, key=jax.random.key(seed))[0]
+        for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(one, same)
+    assert not np.array_equal(one, two)
+    with pytest.raises(ValueError, match="takes rngs: training needs a key"):
+        model.apply(params, statistics, X, train=True)
+
+
+@pytest.mark.parametrize("kind", ["nnx", "linen"])
+def test_tokens(kind):
+    class Nnx(nnx.Module):
+        def __init__(self, rngs):
+            self.embed, self.head = nnx.Embed(9, 4, rngs=rngs), nnx.Linear(4, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.head(self.embed(x).mean(1))
+
+    class Linen(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(2, name="head")(nn.Embed(9, 4, name="embed")(x).mean(1))
+
+    x = np.arange(10, dtype=np.int32).reshape(2, 5) % 9
+    shape = jax.ShapeDtypeStruct((1, 5), jnp.int32)
+    model = models.from_nnx(Nnx) if kind == "nnx" else models.from_linen(Linen(), shape)
+    params, statistics = model.init(jax.random.key(0))
+    logits = model.apply(params, statistics, x, train=True)[0]
+    expected = params["embed"]["embedding"][x].mean(1) @ params["head"]["kernel"]
+    close(logits, expected + params["head"]["bias"][None])
 
 
 def test_gates_that_a_module_does_not_read_are_refused():
@@ -557,6 +887,14 @@ def test_from_function():
         (lambda: models.from_nnx(lambda rngs: 3), "nnx.Module"),
         (lambda: models.from_linen(NnxNet, jnp.ones(3)), "linen.Module.*NnxNet"),
         (lambda: models.from_function({}, {}), "function"),
+        (lambda: models.from_nnx(lambda rngs: nnx.Module()), "can be called"),
+        (
+            lambda: models.from_nnx(
+                lambda rngs: nnx.MultiHeadAttention(1, 2, rngs=rngs), train_kwargs={"mode": 1}
+            ),
+            "MultiHeadAttention cannot be called.*'mode'.*train_kwargs",
+        ),
+        (lambda: models.from_linen(nn.SpectralNorm(nn.Dense(2)), X), "SpectralNorm.*update_stats"),
     ],
 )
 def test_errors_say_what_was_expected(build, words):

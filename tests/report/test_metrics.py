@@ -15,6 +15,7 @@ from jaxcl import metrics
 R = np.array([[0.9, 0.2, 0.1], [0.7, 0.8, 0.3], [0.6, 0.9, 0.9]])
 OF_MATRIX = [
     metrics.average_accuracy,
+    metrics.anytime_accuracy,
     metrics.learning_accuracy,
     metrics.backward_transfer,
     metrics.forgetting,
@@ -34,7 +35,7 @@ def test_doctests():
 
 
 def test_values_by_hand():
-    np.testing.assert_allclose([f(R) for f in OF_MATRIX], [2.4 / 3, 2.6 / 3, -0.1, 0.1])
+    np.testing.assert_allclose([f(R) for f in OF_MATRIX], [2.4 / 3, 2.45 / 3, 2.6 / 3, -0.1, 0.1])
     baseline = [0.5, 0.1, 0.2]  # (0.2 - 0.1 + 0.3 - 0.2) / 2
     np.testing.assert_allclose(metrics.forward_transfer(R, baseline), 0.1)
 
@@ -49,7 +50,7 @@ def test_forgetting_counts_from_the_best_moment_and_not_from_the_diagonal():
 
 def test_one_task_transfers_and_forgets_nothing():
     one = [[0.7]]
-    assert [float(f(one)) for f in OF_MATRIX] == [0.7, 0.7, 0.0, 0.0]
+    assert [float(f(one)) for f in OF_MATRIX] == [0.7, 0.7, 0.7, 0.0, 0.0]
     assert metrics.forward_transfer(one, 0.5) == 0.0
     ratio, mean = metrics.forgetting_ratio(one, 0.1, [[0.7]])
     np.testing.assert_allclose([ratio[0, 0], mean[0]], 0, atol=1e-12)
@@ -74,9 +75,41 @@ def test_forgetting_is_at_least_minus_backward_transfer(accuracy):
 @given(matrices)
 def test_nothing_is_forgotten_when_columns_stay_as_learned(accuracy):
     learned = np.diagonal(accuracy)
-    isolated = np.where(np.tri(len(accuracy), dtype=bool), learned, 0.0)
+    isolated = np.where(np.tri(len(accuracy), dtype=bool), learned, accuracy)
     assert metrics.forgetting(isolated) == 0
     assert metrics.backward_transfer(isolated) == 0
+
+
+BEFORE = np.array([[0.9, 0.95, 0.1], [0.9, 0.6, 0.1], [0.9, 0.6, 0.9]])
+
+
+def test_a_task_forgets_only_what_it_was_trained_for():
+    assert metrics.forgetting(BEFORE) == metrics.forgetting(BEFORE, since="own") == 0
+    np.testing.assert_allclose(metrics.forgetting(BEFORE, since="first"), 0.175)  # A-GEM's formula
+    unmeasured = np.where(np.tri(3, dtype=bool), BEFORE, np.nan)
+    assert metrics.forgetting(unmeasured, since="first") == 0
+    np.testing.assert_allclose(metrics.forgetting(np.stack([BEFORE, R]), "first"), [0.175, 0.1])
+
+
+@properties
+@given(matrices)
+def test_forgetting_is_that_of_the_formula(accuracy):
+    """In loops, from each task's own row or from the first."""
+    last = len(accuracy) - 1
+    for since, first in (("own", lambda k: k), ("first", lambda k: 0)):
+        drops = [
+            max(accuracy[t][k] for t in range(first(k), last)) - accuracy[last][k]
+            for k in range(last)
+        ]
+        expected = np.mean(drops) if drops else 0
+        np.testing.assert_allclose(metrics.forgetting(accuracy, since), expected, atol=1e-12)
+
+
+@properties
+@given(matrices)
+def test_anytime_accuracy_is_that_of_the_formula(accuracy):
+    moments = [np.mean([row[k] for k in range(t + 1)]) for t, row in enumerate(accuracy)]
+    np.testing.assert_allclose(metrics.anytime_accuracy(accuracy), np.mean(moments))
 
 
 @properties
@@ -121,8 +154,33 @@ def test_unmeasured_entries_above_the_diagonal_do_not_matter():
 def test_a_missing_result_is_not_hidden():
     broken = R.copy()
     broken[0, 0] = np.nan  # task 0, when it was trained
-    assert math.isnan(metrics.forgetting(broken))
-    assert math.isnan(metrics.backward_transfer(broken))
+    for metric in (metrics.forgetting, metrics.backward_transfer, metrics.anytime_accuracy):
+        assert math.isnan(metric(broken))
+    assert math.isnan(metrics.learning_accuracy(broken))
+    ratio, mean = metrics.forgetting_ratio(broken, 0.1, R)
+    assert math.isnan(ratio[0, 0]) and math.isnan(mean[0]) and np.isfinite(mean[1:]).all()
+    ratio, mean = metrics.forgetting_ratio(R, 0.1, broken)
+    assert math.isnan(mean[0]) and np.isfinite(mean[1:]).all()
+    broken = R.copy()
+    broken[2, 1] = np.nan  # task 1 at the end
+    for metric in (metrics.average_accuracy, metrics.forgetting, metrics.backward_transfer):
+        assert math.isnan(metric(broken))
+    np.testing.assert_array_equal(metrics.free([0.5, np.nan, 1]), [1, 0.5, np.nan])
+    np.testing.assert_array_equal(
+        metrics.reuse([[np.nan, 0.1], [0.1, 0.2]]), [[np.nan, np.nan], [0.5, 1]]
+    )
+    assert math.isnan(metrics.learning_curve_area([[0.1, np.nan, 0.3]]))
+    assert metrics.learning_curve_area([[0.1, np.nan, 0.3]], beta=0) == 0.1
+    assert all(map(math.isnan, metrics.confidence_interval([0.1, np.nan, 0.3])))
+
+
+def test_a_network_that_does_not_exist_has_no_forward_transfer():
+    columns = np.where(np.tri(3, dtype=bool), R, np.nan)  # as of a progressive network
+    assert math.isnan(metrics.forward_transfer(columns, 0.1))
+    columns[0, 1] = 0.5  # a part of what is read is not enough
+    assert math.isnan(metrics.forward_transfer(columns, 0.1))
+    columns[1, 2] = 0.3
+    np.testing.assert_allclose(metrics.forward_transfer(columns, 0.1), (0.4 + 0.2) / 2)
 
 
 def test_forgetting_ratio_is_zero_at_the_joint_level_and_minus_one_at_chance():
@@ -188,6 +246,9 @@ def test_a_matrix_that_is_not_square_is_refused(metric, bad):
         (lambda: metrics.learning_curve_area([0.1, 0.2]), "curve must have shape"),
         (lambda: metrics.learning_curve_area([[0.1, 0.2]], beta=2), "beta must lie in 0 to 1"),
         (lambda: metrics.learning_curve_area([[0.1, 0.2]], beta=-1), "beta must lie in 0 to 1"),
+        (lambda: metrics.forgetting(R, since="best"), "since must be one of 'own', 'first'"),
+        (lambda: metrics.free(0.5), r"capacity must have shape \[..., T\].*one number, 0.5"),
+        (lambda: metrics.reuse([0.5]), r"overlap must have shape"),
         (lambda: metrics.confidence_interval([]), "at least one seed"),
         (lambda: metrics.confidence_interval(0.5), "at least one seed"),
         (lambda: metrics.confidence_interval([1, 2], level=95), "level must lie between"),

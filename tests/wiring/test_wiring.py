@@ -154,12 +154,87 @@ def transformer():
     return apply, nnx.to_pure_dict(state), (5,), ["up", r"gate/kernel"]
 
 
+def draw(**shapes):
+    return {name: jnp.ones(shape) for name, shape in shapes.items()}
+
+
+def rnn():
+    """A plain recurrent network, unrolled, whose state starts from zeros."""
+    params = draw(wx=(3, 5), wh=(5, 5), b=(5,), head=(5, 2))
+
+    def apply(params, x, gates=None):
+        gate = gates["wx"][None] if gates else 1
+        h = jnp.zeros((len(x), 5))
+        for t in range(x.shape[1]):
+            h = jnp.tanh(x[:, t] @ params["wx"] + h @ params["wh"] + params["b"][None]) * gate
+        return h @ params["head"]
+
+    return apply, params, (4, 3), None
+
+
+class Recurrent(linen.Module):
+    """Two recurrent layers in a scan each; the second's memory is told from its state."""
+
+    @linen.compact
+    def __call__(self, x):
+        x = linen.RNN(linen.GRUCell(4))(x)
+        x = linen.RNN(linen.LSTMCell(5), reverse=True)(x)
+        return linen.Dense(3, name="head")(x[:, 0])
+
+
+def stack():
+    """Residual blocks, scanned over."""
+    params = draw(a=(3, 5), up=(4, 5, 6), up_bias=(4, 6), scale=(4,), down=(4, 6, 5), head=(5, 2))
+
+    def apply(params, x, gates=None):
+        outer, inner = (gates[name][None] if gates else 1 for name in ("a", "up"))
+
+        def block(h, layer):
+            up, bias, scale, down = layer
+            g = jnp.tanh((h * outer) @ up + bias[None]) * scale * inner
+            return h + jnp.sin(g @ down), None
+
+        layers = [params[name] for name in ("up", "up_bias", "scale", "down")]
+        h, _ = jax.lax.scan(block, jax.nn.relu(x @ params["a"]), layers)
+        return (h * outer) @ params["head"]
+
+    return apply, params, (3,), None
+
+
+def loops():
+    """The same layer in a map, a while loop and one branch of a condition."""
+    params = draw(a=(3, 5), b=(5,), again=(5, 5), other=(5, 5), head=(10, 2))
+
+    def apply(params, x, gates=None):
+        gate = gates["a"][None] if gates else 1
+        first = lambda row: jnp.tanh(row @ params["a"] + params["b"][None]) * gate  # noqa: E731
+        again = lambda h: jnp.tanh(h @ params["again"]) * gate  # noqa: E731
+        h = jax.lax.map(first, x.swapaxes(0, 1))
+        h = jnp.concatenate([h[0], h[1]], -1)
+        count = jnp.int32(jnp.abs(x[0, 0, 0]) * 3) + 1
+        one = jax.lax.while_loop(
+            lambda carry: carry[0] < count,
+            lambda carry: (carry[0] + 1, again(carry[1])),
+            (0, h[:, :5]),
+        )[1]
+        two = jax.lax.cond(
+            x[0, 0, 0] > 0, again, lambda h: jnp.cos(h @ params["other"]) * gate, h[:, 5:]
+        )
+        return jnp.concatenate([one, two], -1) @ params["head"]
+
+    return apply, params, (2, 3), None
+
+
 MODELS = {
     "mlp": mlp,
     "conv": conv,
     "resnet": lambda: linen_model(ResNet(), (6, 6, 2)),
     "dense": lambda: linen_model(Dense(), (5, 5, 2)),
     "transformer": transformer,
+    "rnn": rnn,
+    "recurrent": lambda: linen_model(Recurrent(), (3, 2)),
+    "stack": stack,
+    "loops": loops,
 }
 
 
@@ -232,7 +307,7 @@ def test_every_gate_matters(name):
         assert np.abs(apply(fold(wiring, params, closed), x) - apply(params, x)).max() > 1e-3
 
 
-@pytest.mark.parametrize("name", ["mlp", "conv", "dense"])
+@pytest.mark.parametrize("name", ["mlp", "conv", "dense", "rnn", "stack", "loops"])
 @settings(max_examples=5, deadline=None)
 @given(seed=st.integers(0, 2**16))
 def test_folding_equals_multiplying_the_activations(name, seed):
@@ -253,12 +328,17 @@ def test_folding_equals_multiplying_the_activations(name, seed):
         ("resnet", "outputs", {"Conv_2/kernel": "other 4"}),
         ("dense", "inputs", {"mix/kernel": (("grow", 1), (None, 2), ("more", 1))}),
         ("dense", "outputs", {"excite/bias": "other 6"}),
+        ("rnn", "inputs", {"wh": ((None, 5),)}),
+        ("rnn", "outputs", {"wh": "other 5"}),
+        ("stack", "inputs", {"up": ((None, 5),)}),
+        ("stack", "outputs", {"down": "other 5"}),
+        ("loops", "outputs", {"b": "other 5"}),
     ],
 )
 def test_a_wrong_table_would_be_noticed(name, table, change):
     apply, params, x, wiring = traced(name)
     broken = wiring._replace(**{table: getattr(wiring, table) | change})
-    broken = broken._replace(gates=broken.gates | {"other 4": 4, "other 6": 6})
+    broken = broken._replace(gates=broken.gates | {"other 4": 4, "other 5": 5, "other 6": 6})
     worst = 0.0
     for seed in range(8):
         gates = draw_gates(broken, seed)
@@ -305,6 +385,128 @@ def test_concatenation_grouped_convolution_and_excitation():
     assert wiring.inputs["grouped/kernel"] == (("depth", 1),)
 
 
+def test_a_recurrent_cell_has_one_gate():
+    wiring = traced("rnn")[-1]
+    assert wiring == Wiring(
+        gates={"wx": 5},
+        inputs={"wx": ((None, 3),), "wh": (("wx", 1),), "head": (("wx", 1),)},
+        outputs={"wx": "wx", "wh": "wx", "b": "wx"},
+    )
+    wiring = traced("recurrent")[-1]
+    assert sorted(wiring.gates.values()) == [4, 5]
+    gru, lstm = wiring.inputs["LSTMCell_0/ii/kernel"], wiring.inputs["head/kernel"]
+    assert (
+        wiring.inputs["GRUCell_0/hn/kernel"] == gru != lstm == wiring.inputs["LSTMCell_0/ho/kernel"]
+    )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_a_cell_of_one_kernel_that_reads_zeros_at_first(scan):
+    """The kernel's uses differ: in the first, zeros stand where the units are in the others."""
+
+    def apply(p, x):
+        def step(h, row):
+            return jnp.tanh(jnp.concatenate([row, h], -1) @ p[W]), None
+
+        h, rows = jnp.zeros((len(x), 5)), x.swapaxes(0, 1)
+        if scan:
+            return jax.lax.scan(step, h, rows)[0] @ p[V]
+        for row in rows:
+            h, _ = step(h, row)
+        return h @ p[V]
+
+    params = draw(W=(8, 5), V=(5, 2))
+    wiring = trace_wiring(apply, params, jnp.ones((2, 4, 3)))
+    assert wiring.inputs == {W: ((None, 3), (W, 1)), V: ((W, 1),)}
+
+
+@pytest.mark.parametrize(
+    "zeros",
+    [
+        lambda x: jnp.zeros((len(x), 5)),
+        lambda x: x[:, :1] * np.zeros((1, 5), "f"),
+        lambda x: -jnp.tanh(jnp.pad(jnp.zeros((len(x), 3)), ((0, 0), (1, 1)))),
+        lambda x: jnp.where(x[:, :1] > 0, jnp.zeros((1, 5)), 0.0),
+        lambda x: jnp.zeros_like(x, shape=(len(x), 5)).at[:].get() + 0,
+    ],
+)
+def test_what_is_always_zero_carries_nothing(zeros):
+    params = draw(W=(3, 5), U=(5, 5), V=(5, 2))
+    apply = lambda p, x: jnp.tanh(x @ p[W] + zeros(x) @ p[U]) @ p[V]  # noqa: E731
+    assert trace_wiring(apply, params, jnp.ones((2, 3))).inputs == {W: ((None, 3),), V: ((W, 1),)}
+
+
+@pytest.mark.parametrize("constant", [jnp.ones((1, 5)), jnp.eye(1, 5)], ids=["ones", "one"])
+def test_a_state_that_starts_from_constants_is_no_zero(constant):
+    params = draw(W=(3, 5), U=(5, 5), V=(5, 2))
+    apply = lambda p, x: jnp.tanh(x @ p[W] + constant @ p[U]) @ p[V]  # noqa: E731
+    with pytest.raises(ValueError, match=r"starts from anything but zeros.*'U'"):
+        trace_wiring(apply, params, jnp.ones((2, 3)))
+
+
+def scanned_linen(gates):
+    class Block(linen.Module):
+        @linen.compact
+        def __call__(self, x, _):
+            h = linen.relu(linen.Dense(6, name="up")(linen.LayerNorm()(x)))
+            return x + linen.Dense(5, name="down")(h), None
+
+    class Net(linen.Module):
+        @linen.compact
+        def __call__(self, x):
+            x = linen.Dense(5, name="mix")(linen.relu(linen.Dense(4, name="first")(x)))
+            blocks = linen.scan(
+                Block, variable_axes={"params": 0}, split_rngs={"params": True}, length=3
+            )
+            return linen.Dense(2, name="head")(blocks(name="blocks")(x, None)[0])
+
+    return *linen_model(Net(), (3,))[:2], gates
+
+
+def scanned_nnx(gates):
+    class Layer(nnx.Module):
+        def __init__(self, rngs):
+            self.norm = nnx.LayerNorm(5, rngs=rngs)
+            self.up, self.down = nnx.Linear(5, 6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs)
+
+        def __call__(self, x):
+            return x + self.down(nnx.relu(self.up(self.norm(x))))
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.mix = nnx.Linear(3, 4, rngs=rngs), nnx.Linear(4, 5, rngs=rngs)
+            self.blocks = nnx.split_rngs(splits=3)(nnx.vmap(Layer, in_axes=0))(rngs)
+            self.head = nnx.Linear(5, 2, rngs=rngs)
+
+        def __call__(self, x):
+            run = nnx.scan(lambda x, layer: layer(x), in_axes=(nnx.Carry, 0), out_axes=nnx.Carry)
+            return self.head(run(self.mix(nnx.relu(self.first(x))), self.blocks))
+
+    model = models.from_nnx(Net)
+    params, statistics = model.init(jax.random.key(0))
+    return lambda p, x: model.apply(p, statistics, x)[0], params, gates
+
+
+@pytest.mark.parametrize("build", [scanned_linen, scanned_nnx])
+@pytest.mark.parametrize(
+    ("gates", "found"),
+    [(["first"], {"first": 4}), (["up"], {"blocks/up": 6}), (["first", "up"], None)],
+)
+def test_scanned_layers(build, gates, found):
+    """Those before them alone, and theirs, although a norm mixes what the loop carries on."""
+    apply, params, gates = build(gates)
+    params, x = random_tree(params), jnp.ones((2, 3)) * jnp.arange(1.0, 3)[:, None]
+    wiring = trace_wiring(apply, params, x, gates)
+    check_wiring(wiring, params)
+    assert wiring.gates == (found or {"first": 4, "blocks/up": 6})
+    closed = draw_gates(wiring, 3)
+    before = apply(fold(wiring, params, closed), x)
+    changed = change_unprotected(wiring, params, closed, 4)
+    np.testing.assert_allclose(apply(fold(wiring, changed, closed), x), before, rtol=1e-5)
+    with pytest.raises(ValueError, match="mixes the units of 'mix'"):
+        trace_wiring(apply, params, x)
+
+
 def test_only_chosen_layers_get_gates():
     wiring = traced("transformer")[-1]
     assert wiring.gates == {"blocks/0/gate": 12, "blocks/1/gate": 12}
@@ -340,7 +542,7 @@ def test_built_in_models_have_the_same_table(model, shape):
 def test_batch_size_and_shapes_alone_do():
     apply, params, _, wiring = traced("dense")
     shapes = jax.eval_shape(lambda: params)
-    assert trace_wiring(apply, shapes, jax.ShapeDtypeStruct((1, 5, 5, 2), float)) == wiring
+    assert trace_wiring(apply, shapes, jax.ShapeDtypeStruct((1, 5, 5, 2), jnp.float32)) == wiring
 
 
 W, V, U = "W", "V", "U"
@@ -350,30 +552,120 @@ def scan_layers(kernels, x):
     return jax.lax.scan(lambda h, kernel: (h @ kernel, 0), x, kernels)[0]
 
 
-@pytest.mark.parametrize(
-    ("apply", "gates", "message"),
-    [
-        (lambda p, x: jax.nn.softmax(x @ p[W]) @ p[V], None, "'reduce_max' mixes.*'W'; the near"),
-        (lambda p, x: (x + x @ p[W]) @ p[V], None, "'add' combines a gated.*no gate"),
-        (lambda p, x: (x @ p[W] @ p[W]) @ p[V], None, "'W' is used in two ways"),
-        (lambda p, x: (x @ p[W].T) @ p[V], None, "last two axes"),
-        (lambda p, x: (x @ p[W]) @ jnp.tanh(p[V]), None, "computed from its parameter.*'V'"),
-        (lambda p, x: (x @ p[W])[:, ::-1] @ p[V], None, "units of 'W' do not come as a whole"),
-        (lambda p, x: jnp.sort(x @ p[W]) @ p[V], None, "'sort' may mix"),
-        (lambda p, x: (x @ p[W])[:, :2] @ p[U], None, "as a whole"),
-        (lambda p, x: scan_layers(p["S"], x) @ p[V], None, "'scan' hides.*'S'"),
-        (lambda p, x: (x @ p[W] + p["b"][None, :1]) @ p[V], None, "last axis is not 'W'"),
-        (lambda p, x: (x @ p[W] + x[0, 0]) @ p[V], None, "combines"),
-        (lambda p, x: (x @ p[W] * p["b"][None]) @ p[V] + p["b"].sum(), None, "'b' is used in two"),
-        (lambda p, x: x @ p[W] @ p[V], ["W", "x"], "no hidden dense or convolution layer for 'x'"),
-        (lambda p, x: x @ p[W] @ p[V], ["V"], "layer for 'V'"),
-    ],
-)  # fmt: skip
-def test_what_cannot_be_told_is_an_error(apply, gates, message):
-    params = {W: jnp.ones((4, 4)), V: jnp.ones((4, 3)), U: jnp.ones((2, 3)), "b": jnp.ones(4)}
-    params["S"] = jnp.ones((2, 4, 4))
-    with pytest.raises(ValueError, match=message):
-        trace_wiring(apply, params, jnp.ones((2, 4)), gates)
+def in_shards(x, kernel):
+    mesh = jax.make_mesh((1,), ("i",), devices=jax.devices()[:1])
+    P = jax.sharding.PartitionSpec
+    return jax.shard_map(jnp.matmul, mesh=mesh, in_specs=P(), out_specs=P())(x, kernel)
+
+
+REFUSED = [
+    (lambda p, x: jax.nn.softmax(x @ p[W]) @ p[V], "'reduce_max' mixes.*'W'; the near"),
+    (lambda p, x: (x + x @ p[W]) @ p[V], "'add' combines 'W', which has a gate.*has none"),
+    (lambda p, x: (x @ p[W] @ p[W]) @ p[V], "'W' is used in two ways"),
+    (lambda p, x: (x @ p[W].T) @ p[V], "last two axes"),
+    (lambda p, x: (x @ p[W]) @ jnp.tanh(p[V]), "computed from its parameter.*'V'"),
+    (lambda p, x: (x @ p[W])[:, ::-1] @ p[V], "units of 'W' do not come as a whole"),
+    (lambda p, x: jnp.sort(x @ p[W]) @ p[V], "'sort' may mix"),
+    (lambda p, x: (x @ p[W])[:, :2] @ p[U], "as a whole"),
+    (lambda p, x: (x @ p[W] + p["b"][None, :1]) @ p[V], "applies to 'W' a part of a parameter"),
+    (lambda p, x: (x @ p[W] + p["t"].T) @ p[V], "last axis is not 'W'.*'t'"),
+    (lambda p, x: (x @ p[W] + jnp.ones((1, 4)) @ p["X"]) @ p[V], "but zeros.*'X'"),
+    (lambda p, x: (x @ p[W] + x[0, 0]) @ p[V], "combines"),
+    (lambda p, x: (x @ p[W] * p["b"][None]) @ p[V] + p["b"].sum(), "'b' is used in two"),
+    (
+        lambda p, x: (jnp.stack([x @ p[W], x @ p["X"]], 1) * p["b"][None, None]).sum(1) @ p[V],
+        "'mul' mixes the units of 'W', 'X'",
+    ),
+    (
+        lambda p, x: (jnp.concatenate([x @ p[W], x @ p["X"]], 1) + p["c"][None]) @ p["Y"],
+        "last axis of 'c' has the gates.*expected one",
+    ),
+    (lambda p, x: scan_layers(p["S"][:, ::-1], x @ p[W]) @ p[V], "computed from.*'S'"),
+    (lambda p, x: in_shards(x, p[W]) @ p[V], "'shard_map' hides.*'W'"),
+    (
+        lambda p, x: jax.lax.cond((h := x @ p[W])[0, 0] > 0, jnp.tanh, jnp.cos, h) @ p[V],
+        "'cond' decides by the units of 'W'",
+    ),
+    (
+        lambda p, x: jax.lax.while_loop(lambda h: h[0, 0] < 1, lambda h: h + 1, x @ p[W]) @ p[V],
+        "'while' decides by the units of 'W'",
+    ),
+    (
+        lambda p, x: jax.lax.scan(lambda h, k: (h @ k, 0), x, p["S"])[0] @ p[V],
+        "'scan' combines 'S', which has a gate",
+    ),
+]  # fmt: skip
+
+
+def refused_params():
+    params = draw(W=(4, 4), V=(4, 3), U=(2, 3), b=(4,), S=(2, 4, 4), t=(4, 1), c=(8,), X=(4, 4))
+    return params | draw(Y=(8, 3))
+
+
+@pytest.mark.parametrize(("apply", "message"), REFUSED)
+def test_what_cannot_be_told_is_an_error_whose_advice_can_be_followed(apply, message):
+    """The same behind two layers of which the first alone gets a gate, as the error says."""
+    x = jax.random.normal(jax.random.key(0), (2, 4))
+    with pytest.raises(ValueError, match=message) as caught:
+        trace_wiring(apply, refused_params(), x)
+    assert "gates=[...]" in str(caught.value)
+
+    def behind(p, x, gates=None):
+        h = jnp.tanh(x @ p["first"])
+        return apply(p, (h * gates["first"][None] if gates else h) @ p["second"])
+
+    params = random_tree(refused_params() | draw(first=(4, 6), second=(6, 4)))
+    wiring = trace_wiring(behind, params, x, ["first"])
+    assert wiring.gates == {"first": 6} and wiring.inputs["second"] == (("first", 1),)
+    gates = draw_gates(wiring, 0, soft=True)
+    expected = behind(params, x, gates)
+    np.testing.assert_allclose(behind(fold(wiring, params, gates), x), expected, rtol=1e-4)
+
+
+def test_a_loop_is_gated_with_what_feeds_it_or_not_at_all():
+    apply = lambda p, x: scan_layers(p["S"], x @ p[W]) @ p[V]  # noqa: E731
+    params, x = refused_params(), jnp.ones((2, 4))
+    with pytest.raises(ValueError, match=r"'scan' combines 'W'.*both must have one.*'S'.*gates="):
+        trace_wiring(apply, params, x, [W])
+    wiring = trace_wiring(apply, params, x, [W, "S"])
+    assert wiring == trace_wiring(apply, params, x)
+    assert wiring.gates == {W: 4} and wiring.outputs == {W: W, "S": W}
+
+
+@pytest.mark.parametrize("kind", ["sort", "shard_map"])
+def test_a_table_by_hand_says_what_tracing_cannot(kind):
+    def apply(p, x, gates=None):
+        gate = gates[W][None, None] if gates else 1
+        h = jnp.tanh(x @ p[W] if kind == "sort" else in_shards(x, p[W])) * gate
+        h = jnp.sort(h, 1)[:, 1:] if kind == "sort" else h[:, :2]
+        return h.reshape(len(x), -1) @ p[V]
+
+    params = random_tree(draw(W=(4, 5), V=(10, 3)))
+    x = jax.random.normal(jax.random.key(0), (2, 3, 4))
+    with pytest.raises(ValueError, match=f"'{kind}'.*by hand as a jaxcl.wiring.Wiring"):
+        trace_wiring(apply, params, x)
+    wiring = Wiring(gates={W: 5}, inputs={W: ((None, 4),), V: ((W, 2),)}, outputs={W: W})
+    check_wiring(wiring, params)
+    gates = draw_gates(wiring, 0, soft=True)
+    np.testing.assert_allclose(
+        apply(fold(wiring, params, gates), x), apply(params, x, gates), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(("gates", "message"), [([W, "x"], "for 'x'.*'V', 'W'"), ([V], "for 'V'")])
+def test_a_pattern_without_a_hidden_layer_is_an_error(gates, message):
+    params, x = draw(W=(4, 4), V=(4, 3)), jnp.ones((2, 4))
+    apply = lambda p, x: x @ p[W] @ p[V]  # noqa: E731
+    with pytest.raises(ValueError, match=f"finds no hidden dense or convolution layer {message}"):
+        trace_wiring(apply, params, x, gates)
+    assert trace_wiring(apply, params, x, [W]).gates == {W: 4}
+
+
+def test_a_model_without_a_hidden_layer_is_an_error():
+    params, x = draw(W=(4, 3), V=(3, 3)), jnp.ones((2, 4))
+    for apply in (lambda p, x: x @ p[W], lambda p, x: (h := x @ p[W]) + h @ p[V]):
+        with pytest.raises(ValueError, match=r"reaches the results.*the kernels are 'V', 'W'\."):
+            trace_wiring(apply, params, x)
 
 
 def test_channels_first_flattening_is_an_error():
