@@ -183,7 +183,7 @@ def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
     spec = _find(name) if name else None
     kinds = [_grid(Options), *([_grid(spec.options)] if spec else [])]
     fields: list[tuple] = [
-        ("method", _positional(str), None),
+        ("method", _positional(str), name or _missing()),
         ("run", _unprefixed(Run), run),
         ("training", _unprefixed(kinds[0]), _grid_of(kinds[0], shared)),
     ]
@@ -192,6 +192,7 @@ def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
         kind = _aliased(kinds[1], aliased)
         fields.append((spec.name, kind, _grid_of(kind, spec.options())))
     kind = _dataclass("Sweep", fields, SWEEP_HELP)
+    _check_effect(spec, args)
     words = _tyro(kind, kind(), "sweep", args)
     assert spec is not None  # tyro asks for the method
     own = vars(getattr(words, spec.name)) if _names(spec.options) else {}
@@ -219,6 +220,19 @@ Attributes:
         "--learning-rate 0.01,0.03,0.1". The best combination has the highest accuracy on the
         validation sets; the test sets take no part in the choice.
 """
+
+
+def _check_effect(spec: Spec | None, args: Sequence[str]) -> None:
+    """Raises ValueError for an option of another method, which tyro would not know."""
+    if spec is None:
+        return
+    own = {*_names(spec.options), *_names(Options), *_names(Run)}
+    others = {name for other in REGISTRY for name in _names(other.options)} - own
+    for word in args:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        if word.startswith("--") and name in others:
+            can = ", ".join(_option(field) for field in recipes.swept(spec))
+            raise ValueError(f"{_option(name)} has no effect on {spec.name}; sweep {can}.")
 
 
 def _first(grid: Any, first: Mapping[str, Any]) -> dict[str, Any]:
@@ -404,6 +418,12 @@ def _unprefixed(kind: Any) -> Any:
     import tyro
 
     return Annotated[kind, tyro.conf.arg(name="")]
+
+
+def _missing() -> Any:
+    import tyro
+
+    return tyro.MISSING
 
 
 def _positional(kind: Any) -> Any:

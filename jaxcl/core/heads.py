@@ -34,8 +34,8 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
             cannot be read; at `init`, if no leaf matches, or one whose entries `method`
             shares out among the tasks.
 
-    Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
-        use that task's head alone.
+    Source: the task-incremental setting: the loss and the prediction of a task use that task's head
+        alone.
     """
 
     check_count("multihead: tasks", tasks)
@@ -67,7 +67,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
             raise ValueError(
                 f"multihead: the pattern {heads!r} makes '{taken[0]}' each task's own, but the "
                 f"method shares its entries out among the tasks; tell the method to leave it "
-                f"alone, as in packnet(tasks, heads={heads!r})."
+                f"alone, by its own heads={heads!r}."
             )
         drawn = {path: h for path, h in found.items() if h.ndim > 1}
         draws = draw(jax.random.uniform, head_key, [(tasks, *h.shape) for h in drawn.values()])

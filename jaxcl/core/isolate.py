@@ -48,8 +48,8 @@ def isolate(
         ValueError: at `init` or `update`, if a mask leaf does not match the parameters; the error
             names the leaf.
 
-    Source: the exact rule of design law 1, `p + where(mask, update, 0)`; HAT (2018) Eq. 2 and
-        PackNet (2018) Sec. 3 state it for plain SGD gradients.
+    Source: the exact rule of design law 1, `p + where(mask, update, 0)`; Serra et al. (2018) Eq. 2
+        and Mallya and Lazebnik (2018) Sec. 3 state it for plain SGD gradients.
     Differs: the original implementations mask gradients only, and therefore need an optimizer
         without momentum and weight decay.
 

@@ -51,7 +51,7 @@ SCOPES = ("leaf", "global")
 
 
 class Attended(NamedTuple):
-    """HAT's soft mask of one leaf, `1 - min(source, target)`, kept as its two factors.
+    """The soft mask of one leaf, `1 - min(source, target)`, kept as its two factors.
 
     The mask itself is as large as the leaf; its factors are vectors, and the product is formed
     inside the update.
@@ -193,7 +193,7 @@ def smallest_fraction(
     Raises:
         ValueError: if `fraction` is a number outside [0, 1], or an option is unknown.
 
-    Source: PackNet's original code, `prune.py`: the k-th smallest value is the cut-off.
+    Source: Mallya and Lazebnik (2018), authors' code: the k-th smallest value is the cut-off.
     Differs: the original fails where the number rounds to 0; here nothing is marked.
 
     >>> print(smallest_fraction(jnp.array([3.0, -1.0, 2.0, -4.0]), 0.5))
@@ -259,7 +259,7 @@ def summary(params: PyTree, chosen: Container[str], name: str = "prunable") -> s
 
     Args:
         params: pytree of arrays, or of their shapes.
-        chosen: paths of leaves, such as the keys of PackNet's `state.owner`.
+        chosen: paths of leaves, such as those that are pruned.
         name: what the chosen leaves are.
 
     Returns:

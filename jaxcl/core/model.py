@@ -70,7 +70,7 @@ class Model(NamedTuple):
             hiddens, statistics)`: `laterals[i]`, or nothing where it is None, is added to the
             pre-activation of `Model.laterals[i]`; `hiddens[i]` is that layer's input.
         laterals: one LateralSpec for each layer from the second to the head.
-        wiring: HAT's table, for the built-in models.
+        wiring: the table of gates, for the built-in models.
         frozen: `frozen(params, statistics, x) -> features`: the part of the network that does not
             change while a task trains, if there is one. `apply` then takes `features=` to save it.
     """

@@ -35,7 +35,7 @@ def find(method: str | Spec) -> Spec:
     known = {spec.name: spec for spec in REGISTRY}
     if method not in known:
         raise ValueError(
-            f"there is no method {method!r}{nearest(method, known)}; the methods are "
+            f"unknown method {method!r}{nearest(method, known)}; the methods are "
             f"{', '.join(known)}."
         )
     return known[method]

@@ -1,4 +1,4 @@
-"""Networks: the MLP and the AlexNet-like net of HAT, ResNet-18 and VGG-16; adapters for yours.
+"""Networks: an MLP, an AlexNet-like net, ResNet-18 and VGG-16; adapters for yours.
 
 `mlp`, `alexnet`, `resnet18` and `vgg16` give a Model; MLP, AlexNetLike, ResNet18 and VGG16 are the
 Flax modules behind them. `from_nnx`, `from_linen` and `from_function` make a Model of yours, whose

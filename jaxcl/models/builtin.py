@@ -1,4 +1,4 @@
-"""Networks: the MLP and the AlexNet-like net of HAT, ResNet-18 and VGG-16; adapters for yours.
+"""Networks: an MLP, an AlexNet-like net, ResNet-18 and VGG-16; adapters for yours.
 
 `mlp`, `alexnet`, `resnet18` and `vgg16` give a Model; MLP, AlexNetLike, ResNet18 and VGG16 are the
 Flax modules behind them. `from_nnx`, `from_linen` and `from_function` make a Model of yours, whose
@@ -26,7 +26,7 @@ def mlp(
     Raises:
         ValueError: if a width is below 1, a rate is outside [0, 1), or `init` is unknown.
 
-    Source: HAT's network for MNIST [joansj/hat, src/networks/mlp_hat.py] is this one:
+    Source: the network for MNIST of Serra et al. (2018), in their code, is this one:
 
     >>> model = mlp(784, (2000, 2000), dropout=0.5, input_dropout=0.2)
     >>> parameter_count(jax.eval_shape(model.init, jax.random.key(0))[0])
@@ -36,7 +36,7 @@ def mlp(
 
 
 def alexnet(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> Model:
-    """HAT's AlexNet-like network: AlexNetLike, whose arguments but for `rngs` it takes, as a Model.
+    """An AlexNet-like network: AlexNetLike, whose arguments but for `rngs` it takes, as a Model.
 
     Raises:
         ValueError: if the images are too small, a width is below 1, a rate is outside [0, 1), or
@@ -94,7 +94,7 @@ class MLP(Chain):
 
 
 class AlexNetLike(Chain):
-    """The AlexNet-like network of the HAT paper: three convolutions and two dense layers.
+    """The AlexNet-like network of Serra et al. (2018): three convolutions and two dense layers.
 
     Args:
         shape: `(H, W, C)` of one input.
@@ -104,7 +104,7 @@ class AlexNetLike(Chain):
         **options: init, dtype and rngs; see Chain. The paper initializes by init="xavier", its
             code by "torch".
 
-    Source: Serra et al. 2018, section 4; [joansj/hat, src/networks/alexnet_hat.py].
+    Source: Serra et al. 2018, section 4, and the authors' code.
     """
 
     def __init__(

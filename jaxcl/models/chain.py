@@ -107,7 +107,7 @@ class Chain(nnx.Module):
         return logits.astype(jnp.float32), tuple(hiddens[1:])
 
     def tables(self) -> tuple[tuple[LateralSpec, ...], Wiring]:
-        """The laterals' shapes and HAT's table."""
+        """The laterals' shapes and the table of gates."""
         plan = _plan(self.shape, self.units, self.head.out_features)
         gates = {f"layer{i}": unit.width for i, unit in enumerate(self.units)}
         rows: list[tuple] = []

@@ -1,4 +1,4 @@
-"""What the built-in networks are made of: layers, norms, gates, and the rows of HAT's table."""
+"""What the built-in networks are made of: layers, norms, gates, and their table's rows."""
 
 import itertools
 import math
@@ -78,7 +78,7 @@ def draw_kernels(net: nnx.Module, init: str, key: jax.Array) -> None:
 
 
 def make_wiring(gates: dict[str, int], rows: list[tuple]) -> Wiring:
-    """HAT's table from rows of layer, norm or None, its source's gate and repeats, its own gate."""
+    """The table of gates: rows of layer, norm or None, source's gate and repeats, own gate."""
     inputs = {f"{layer}/kernel": (source,) for layer, _, source, _ in rows}
     outputs = {}
     for layer, norm, _, gate in rows:

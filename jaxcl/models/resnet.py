@@ -79,7 +79,7 @@ class ResNet18(nnx.Module):
         return logits.astype(jnp.float32), tuple(hiddens)
 
     def tables(self) -> tuple[tuple[LateralSpec, ...], Wiring]:
-        """The laterals' shapes and HAT's table."""
+        """The laterals' shapes and the table of gates."""
         width = self.stem.out_features
         plan = _plan(self.shape, width, self.head.out_features)
         gates = {f"stage{i}": width * 2**i for i in range(4)}

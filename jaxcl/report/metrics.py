@@ -224,7 +224,7 @@ def forgetting_ratio(accuracy, random, joint):
     >>> mean.round(4) + 0.0  # 0, (-0.25 - 0.125) / 2, (-0.375 + 0 + 0) / 3
     array([ 0.    , -0.1875, -0.125 ])
 
-    Source: Serra et al. 2018 (HAT), Eq. 6.
+    Source: Serra et al. 2018, Eq. 6.
     """
     matrix, joint = _matrix(accuracy), _matrix(joint, "joint")
     tasks = matrix.shape[-1]
@@ -314,7 +314,7 @@ def reuse(overlap):
     [[1.   0.25]
      [0.5  1.  ]]
 
-    Source: Serra et al., HAT (2018), Sec. 4.4.
+    Source: Serra et al. 2018, Sec. 4.4.
     """
     overlap = _matrix(overlap, "overlap")
     own = np.diagonal(overlap, axis1=-2, axis2=-1)[..., None]

@@ -214,13 +214,17 @@ def to_json(results: Results) -> dict[str, Any]:
         methods[name] = {
             "accuracy": method.accuracy,
             "capacity": capacity,
-            "free": metrics.free(capacity) if method.shown.divides else None,
+            "free": None if capacity is None else _free(method, capacity),
             "reuse": None if overlap is None else metrics.reuse(overlap),
             "compression": own,
             **method._asdict(),
             "shown": method.shown._asdict(),
         }
     return plain({**results._asdict(), "methods": methods})
+
+
+def _free(method: MethodResults, capacity: np.ndarray) -> np.ndarray | None:
+    return metrics.free(capacity) if method.shown.divides else None
 
 
 def plain(value: Any) -> Any:

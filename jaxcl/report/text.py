@@ -55,8 +55,8 @@ def counted(count: int, noun: str) -> str:
 def listed(words: Sequence[str]) -> str:
     """Words in a sentence.
 
-    >>> listed(["PNN", "HAT", "PackNet"])
-    'PNN, HAT and PackNet'
+    >>> listed(["one", "two", "three"])
+    'one, two and three'
     """
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last

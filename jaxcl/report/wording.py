@@ -49,7 +49,8 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
     where = [] if len(results.seeds) > 1 else ["on one seed"]
     where += [] if several else ["with one task and so nothing to forget"]
     text = ", ".join([*where, "; ".join(parts)]) + "."
-    return text[0].upper() + text[1:]
+    ours = ["on one", "with one", *(r.shown.words for r in rows if r.shown.words != r.shown.label)]
+    return text[0].upper() + text[1:] if text.startswith(tuple(ours)) else text
 
 
 def _clause(group: list[Row], upper: Row | None, several: bool, first: bool) -> str:

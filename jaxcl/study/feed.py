@@ -13,7 +13,7 @@ from jaxcl.data.benchmark import Benchmark, Split
 from jaxcl.study.programs import Study
 from jaxcl.train.types import Data, Learner, Setup
 
-FEATURE_BYTES = 2 << 30  # budget for the stored activations of PNN's frozen columns, all replicas
+FEATURE_BYTES = 2 << 30  # budget for the stored activations of frozen columns, all replicas
 
 
 def examples_by_task(

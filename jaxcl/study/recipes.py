@@ -115,7 +115,8 @@ def choose(method: str | Spec, options: Options | None = None, **changes: Any) -
     Raises:
         ValueError: for an unknown method or option, or a value that no run can have.
 
-    >>> choose("finetune", epochs=3).shared.epochs
+    >>> from jaxcl.methods import REGISTRY
+    >>> choose(REGISTRY[0], epochs=3).shared.epochs
     3
     """
     spec, shared = find(method), options or Options()

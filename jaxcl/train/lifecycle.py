@@ -38,7 +38,7 @@ def start(
         tasks: number of tasks.
         params: initial parameters, such as a pretrained trunk; by default the model's own.
         statistics: running statistics that go with them; likewise. They broadcast against the
-            model's own: for PNN, those of one column serve all.
+            model's own: where it has columns, those of one serve all.
 
     Returns:
         A learner that has seen no task.
@@ -51,7 +51,7 @@ def start(
     check(setup, tasks)
     model_key, method_key = jax.random.split(jax.random.fold_in(key, 0))
     fresh, initial = setup.model.init(model_key)
-    if statistics is not None:  # for PNN of one column, which all columns then start from
+    if statistics is not None:  # of one column, which all columns then start from
         initial = jax.tree.map(
             lambda new, old: jnp.broadcast_to(new, old.shape), statistics, initial
         )
@@ -165,8 +165,8 @@ def begin_phase(
     Returns:
         The learner, ready for `epoch`.
 
-    Source: the authors' code. PackNet keeps the pruned network if retraining never beats it; HAT
-        starts every task from an infinite loss.
+    Source: the authors' code of Mallya and Lazebnik (2018) keeps the pruned network if retraining
+        never beats it; that of Serra et al. (2018) starts every task from an infinite loss.
     """
     chosen = setup.method.phases[phase]
     if chosen.begin is not None:
@@ -189,7 +189,7 @@ def end_task(
     examples: Data | None = None,
     validation: Data | None = None,
 ) -> Learner:
-    """Closes a task: PackNet prunes, HAT accumulates its attention, PNN freezes its column.
+    """Closes a task: the method prunes, accumulates attention, freezes a column.
 
     Args:
         setup: method and network.

@@ -48,7 +48,7 @@ def to_beat(setup: Setup, learner: Learner, validation: Data, task: Any) -> jax.
 
 
 def follow(setup: Setup, learner: Learner, validation: Data, task: Any) -> Learner:
-    """Keeps the best epoch, and divides the step size or stops as the original HAT does."""
+    """Keeps the best epoch, and divides the step size or stops, as Serra et al. (2018) do."""
     stopping, value = learner.stopping, to_beat(setup, learner, validation, task)
     better = (value < stopping.best) & ~stopping.stopped
     new = stopping._replace(

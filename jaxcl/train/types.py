@@ -36,7 +36,7 @@ class Setup(NamedTuple):
         patience: epochs without a better one, by the loss unless `select` says otherwise, before
             the step size is divided by 3; training stops once it is below `least_scale`. None to
             train all epochs.
-        least_scale: smallest share of the step size to train with; the original HAT goes from 0.05
+        least_scale: smallest share of the step size to train with; Serra et al. (2018) go from 0.05
             down to 1e-4.
         axis: name of an automatic mesh axis that shares out the examples of each batch. Only the
             speed depends on it: XLA sums up whatever is formed over a batch.
@@ -185,7 +185,7 @@ def _check_mixed(setup: Setup) -> None:
     if setup.method.isolates:
         raise ValueError(
             "Setup: mixed training lets every task change everything, which a method that "
-            "isolates tasks does not; give it multihead(finetune(), tasks)."
+            "isolates tasks does not; give it one that protects nothing."
         )
     if setup.classes is None:
         raise ValueError("Setup: mixed training needs classes, the number of each task's classes.")

@@ -1,4 +1,4 @@
-"""HAT's table: which leaf, along which axis, each gate scales; by hand, or traced from a model.
+"""The table of gates: which leaf, along which axis, each gate scales; given or traced.
 
 It imports `core` alone. `models`, `methods` and whatever comes after them may import it.
 """

@@ -1,4 +1,4 @@
-"""HAT's table, checked against the parameters."""
+"""The table of gates, checked against the parameters."""
 
 import numpy as np
 

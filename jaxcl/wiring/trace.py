@@ -1,8 +1,8 @@
-"""HAT's table: which leaf, along which axis, each gate scales; by hand, or traced from a model.
+"""The table of gates: which leaf, along which axis, each gate scales; given or traced.
 
 Multiplying unit i of a layer by its gate equals scaling row i of every kernel that reads the unit,
 whatever lies in between, if the gate is the last operation before the kernel. So a table of leaves
-is all that HAT needs to know about a network, and it needs no change to the network's code.
+is all that gating needs to know about a network, and it needs no change to the network's code.
 
 `trace_wiring` derives the table. It runs the model on *labels*: each element of each activation
 carries the hidden unit that it belongs to, and each value made of parameters alone remembers which
@@ -65,7 +65,7 @@ def trace_wiring(
             anything but a kernel, where a gated activation is added to an ungated one, where a
             leaf is used in two ways, or where the table has no words for what happens.
 
-    Source: HAT (2018), Sec. 2.2 and 2.3, which treats plain stacks of layers.
+    Source: Serra et al. (2018), Sec. 2.2 and 2.3, which treats plain stacks of layers.
     Differs: skip connections, concatenation, per-unit norms and grouped convolutions are ours.
 
     >>> import jax.numpy as jnp

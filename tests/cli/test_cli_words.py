@@ -44,7 +44,7 @@ def snapshot(folder):
     [
         (
             "compare --methods hat,packnett",
-            "unknown method 'packnett'; the nearest names are packnet",
+            "unknown method 'packnett'; the nearest are 'packnet'; the methods are finetune",
         ),
         ("compare --methods hat,hat", "names a method twice"),
         ("compare --methods None", "--methods needs at least one of finetune, joint"),
@@ -69,10 +69,10 @@ def snapshot(folder):
         ("compare --hidden 8,0", "--hidden must be at least 1, got 0"),
         ("compare --name ../other", "--name must be the name of a folder"),
         ("compare --devices 99", "--devices is 99, but there are 4 (cpu)"),
-        ("compare --split 3", "split must divide the 4 devices, got 3"),
+        ("compare --split 3", "devices_per_replica must divide the 4 devices, got 3"),
         ("compare --network alexnet", "8"),
         ("compare --benchmark split_mnist --data-dir nowhere", "mnist is not prepared in"),
-        ("sweep hatt --c 1,2", "unknown method 'hatt'; the nearest names are hat"),
+        ("sweep hatt --c 1,2", "unknown method 'hatt'; the nearest are"),
         ("sweep hat", "nothing to sweep; give several values: --s-max 100,200,400"),
         ("sweep hat --s-max None --c 1,2", "--s-max needs at least one value"),
         ("sweep hat --prune 0.1,0.2", "--prune has no effect on hat; sweep --learning-rate"),
@@ -144,18 +144,20 @@ def test_defaults_follow_the_benchmark():
 
 
 def test_parses_what_settings_spell_out():
-    from jaxcl.cli.folder import command_line
+    from jaxcl.cli.options import command_line
 
-    words = "compare --methods hat,pnn --hidden 7,8 --no-hard --prune 0.5 --no-cache --name a"
-    words += " --select loss --patience 5 --warn-free 0.1"
+    words = "compare --methods hat,pnn --hidden 7,8 --no-hard --alpha 0.5 --no-cache --name a"
+    words += " --select loss --patience 5 --warn-free 0.1 --hat.learning-rate 0.02"
     command = cli.parse(words.split())
     assert (command.training.select, command.training.patience) == ("loss", 5)
     assert command.methods == ("hat", "pnn")
-    assert (command.training.hidden, command.training.hard) == ((7, 8), False)
+    assert command.training.hidden == (7, 8)
+    (hat, pnn) = command.choices
+    assert (hat.own.hard, hat.shared.learning_rate, pnn.shared.learning_rate) == (False, 0.02, 0.05)
     assert not command.run.cache
     assert cli.parse(command_line(command).split()[1:]) == command
     command = cli.parse(["sweep", "packnet", "--prune", "0.1,0.2"])
-    assert command.training.prune == (0.1, 0.2)
+    assert command.values["prune"] == (0.1, 0.2)
     assert cli.parse(command_line(command).split()[1:]) == command
 
 
@@ -184,5 +186,5 @@ def test_as_a_module():
     unknown = run("compare", "--methods", "nothing")
     assert unknown.returncode == 2
     assert unknown.stdout == ""
-    assert unknown.stderr.startswith("jaxcl: unknown method 'nothing'; the nearest names are ")
+    assert unknown.stderr.startswith("jaxcl: unknown method 'nothing'; the ")
     assert unknown.stderr.count("\n") == 1
