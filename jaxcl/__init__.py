@@ -22,7 +22,7 @@ from jaxcl.methods.pnn import PNNState, pnn
 from jaxcl.wiring import Wiring, trace_wiring
 
 if TYPE_CHECKING:
-    from jaxcl import data, models, report, study, train
+    from jaxcl import data, models, report, study, testing, train
     from jaxcl.report import analysis, metrics
     from jaxcl.study import checkpoint, recipes, replicas
 
@@ -56,13 +56,14 @@ __all__ = [
     "report",
     "set_trainable",
     "study",
+    "testing",
     "trace_wiring",
     "train",
     "wiring",
 ]
 
 _LAZY = {
-    **{name: f"jaxcl.{name}" for name in ("data", "models", "report", "study", "train")},
+    **{name: f"jaxcl.{name}" for name in ("data", "models", "report", "study", "testing", "train")},
     **{name: f"jaxcl.report.{name}" for name in ("analysis", "metrics")},
     **{name: f"jaxcl.study.{name}" for name in ("checkpoint", "recipes", "replicas")},
 }

@@ -11,7 +11,18 @@ from jaxcl.methods import REGISTRY
 
 ROOT = Path(jaxcl.__file__).parent
 # From the ground up: a room may import those before it.
-ROOMS = ("core", "wiring", "data", "train", "models", "methods", "study", "report", "cli")
+ROOMS = (
+    "core",
+    "wiring",
+    "data",
+    "train",
+    "models",
+    "methods",
+    "study",
+    "testing",
+    "report",
+    "cli",
+)
 NAMES = {spec.name for spec in REGISTRY}
 
 

@@ -11,6 +11,7 @@ import pytest
 
 import jaxcl
 from jaxcl import LateralSpec, Model, Wiring, analysis, masks, models
+from jaxcl.methods import analysis as internals
 from jaxcl.methods.hat import attended_weights, overlap
 from jaxcl.models import builtin
 
@@ -230,7 +231,7 @@ def test_silence_changes_nothing():
     @jit
     @jax.vmap
     def both(view):
-        ours = analysis._run(model, view, statistics, x, silent(model, 2, 5), None)[0]
+        ours = internals._run(model, view, statistics, x, silent(model, 2, 5), None)[0]
         return ours, network.apply(view, statistics, x)[0]
 
     ours, logits = both(views)
@@ -256,7 +257,9 @@ def test_every_shift_acts_on_its_own_column_and_later_ones_alone():
     @jit
     def changes(view, layer, column):
         loud = [q.at[column].set(jnp.where(layer == i, 1.0, 0.0)) for i, q in enumerate(quiet)]
-        before, after = (analysis._run(MLP, view, statistics, x, s, None)[0] for s in (quiet, loud))
+        before, after = (
+            internals._run(MLP, view, statistics, x, s, None)[0] for s in (quiet, loud)
+        )
         return (before != after).any()
 
     for task in range(3):

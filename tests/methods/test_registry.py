@@ -1,0 +1,77 @@
+"""Every method of the registry meets the laws that it declares."""
+
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from jaxcl import data, recipes
+from jaxcl.methods import REGISTRY
+from jaxcl.testing import assert_compiles_once, assert_isolated, assert_rows_are_single_runs
+
+OPTIONS = recipes.Options(hidden=(6,), batch=8)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _compile_quickly():
+    """What is compiled here runs for milliseconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@functools.cache
+def digits(tasks=2):
+    """Permuted digits, of which a few are enough here."""
+    full = data.permuted_digits(tasks)
+
+    def cut(split, count):
+        return data.Split(split.x[:count], split.y[:count])
+
+    def few(task):
+        return task._replace(
+            train=cut(task.train, 29), val=cut(task.val, 9), test=cut(task.test, 9)
+        )
+
+    return full._replace(tasks=tuple(map(few, full.tasks)))
+
+
+def recipe(spec, tasks=2):
+    return recipes.recipe(recipes.choose(spec, OPTIONS), digits(tasks))
+
+
+def has_retraining(spec):
+    return int(any(phase.closed for phase in recipe(spec)({}).method.phases))
+
+
+@pytest.mark.parametrize("spec", REGISTRY, ids=lambda spec: spec.name)
+def test_law_2_a_replica_is_the_run_of_its_seed_alone(spec):
+    rates = np.array([0.05, 0.02], np.float32)
+    assert_rows_are_single_runs(
+        recipe(spec), digits(), [3, 1], settings={"learning_rate": rates},
+        retrain_epochs=has_retraining(spec),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", REGISTRY, ids=lambda spec: spec.name)
+def test_law_3_every_program_is_compiled_once(spec):
+    assert_compiles_once(recipe(spec, 3), digits(3), retrain_epochs=has_retraining(spec), epochs=1)
+
+
+ISOLATING = [spec for spec in REGISTRY if recipe(spec)({}).method.isolates]
+
+
+@pytest.mark.parametrize("spec", ISOLATING, ids=lambda spec: spec.name)
+def test_law_1_finished_tasks_stay_as_they_are(spec):
+    setup = recipe(spec)({})
+    x = jax.random.normal(jax.random.key(4), (12, 64))
+    assert_isolated(setup.method, setup.model, optax.adamw(0.05, weight_decay=0.1), x)
+
+
+def test_law_1_bites_fine_tuning():
+    setup = recipe(REGISTRY[0])({})
+    x = jax.random.normal(jax.random.key(4), (12, 64))
+    with pytest.raises(AssertionError, match="the logits of task 1 differ by"):
+        assert_isolated(setup.method, setup.model, optax.sgd(0.05), x)
