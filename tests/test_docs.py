@@ -1,6 +1,8 @@
-"""Every Python block of the documentation runs, each on its own."""
+"""Every Python block of the documentation runs, and the commands of the page on methods."""
 
 import re
+import shlex
+import sys
 import textwrap
 from pathlib import Path
 
@@ -11,22 +13,65 @@ ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("README.md")]
 
 
-def blocks(page):
-    """The fenced Python blocks of a page, with the line at which each begins."""
+def blocks(page, language="python"):
+    """The fenced blocks of a page, with the line at which each begins."""
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"^( *)```python\n(.*?)^\1```", text, re.MULTILINE | re.DOTALL):
+    pattern = rf"^( *)```{language}\n(.*?)^\1```"
+    for found in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
         line = text[: found.start(2)].count("\n") + 1
         yield f"{page.relative_to(ROOT)}:{line}", textwrap.dedent(found[2])
 
 
-@pytest.mark.parametrize(
-    ("where", "code"), [pytest.param(*b, id=b[0]) for page in PAGES for b in blocks(page)]
-)
-def test_block_runs(where, code, tmp_path, monkeypatch):
+def file_of(code):
+    """The name of the file that a block is, by its first line; None for a script."""
+    found = re.match(r"# (\w+\.py)\n", code)
+    return found and found[1]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to work in, from which modules can be imported."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        if name.startswith("docs_"):
+            del sys.modules[name]
+
+
+def write_files(page, folder):
+    for _, code in blocks(page):
+        if name := file_of(code):
+            (folder / name).write_text(code)
+
+
+@pytest.mark.parametrize(
+    ("page", "where", "code"),
+    [pytest.param(page, *b, id=b[0]) for page in PAGES for b in blocks(page)],
+)
+def test_block_runs(page, where, code, folder):
+    write_files(page, folder)
     with jax.numpy_rank_promotion("allow"):  # as it is for a reader
         exec(compile(code, where, "exec"), {"__name__": "__main__"})
 
 
 def test_there_are_blocks():
     assert any(True for page in PAGES for _ in blocks(page))
+
+
+@pytest.mark.parametrize(
+    ("where", "command"),
+    [pytest.param(*b, id=b[0]) for b in blocks(ROOT / "docs" / "your-method.md", "sh")],
+)
+def test_a_method_of_ones_own_runs_by_the_command(where, command, folder, monkeypatch, capsys):
+    from jaxcl.cli.main import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    write_files(ROOT / "docs" / "your-method.md", folder)
+    jax.devices()
+    program, *words = shlex.split(command)
+    assert program == "jaxcl"
+    main([*words, "--no-cache"])
+    assert "EWC (docs)" in capsys.readouterr().out
+    jax.config.update("jax_enable_compilation_cache", True)

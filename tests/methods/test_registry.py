@@ -11,7 +11,7 @@ from jaxcl import data, recipes
 from jaxcl.methods import REGISTRY
 from jaxcl.testing import assert_compiles_once, assert_isolated, assert_rows_are_single_runs
 
-OPTIONS = recipes.Options(hidden=(6,), batch=8)
+OPTIONS = recipes.Options(hidden=(6, 5), batch=8)
 
 
 @pytest.fixture(autouse=True, scope="module")
