@@ -237,3 +237,51 @@ class Method(NamedTuple):
     tasks: int | None = None
     params_prefix: str = ""
     divided: Callable[[PyTree], Any] = lambda state: ()
+
+
+def nested(method: Method, name: str) -> Method:
+    """The method for a wrapper whose state holds the method's own as its entry `base`.
+
+    Args:
+        method: the method that is wrapped.
+        name: of the wrapper, for errors.
+
+    Returns:
+        The method; its `init` is as it was, all else takes and gives the wrapper's state.
+
+    Raises:
+        ValueError: if the method brings what the wrapper would have to share with it.
+    """
+    hooks = ("auxiliary", "consolidate", "online")
+    taken = [hook for hook in hooks if getattr(method, hook) is not None]
+    taken += [] if method.phases == (Phase(),) else ["phases"]
+    if taken:
+        raise ValueError(f"{name}: the base method brings {taken[0]} of its own; expected none.")
+
+    def read(function):
+        if function is None:
+            return None
+        return lambda theta, state, *rest: function(theta, state.base, *rest)
+
+    def begin_task(key, theta, state, task):
+        theta, base = method.begin_task(key, theta, state.base, task)
+        return theta, state._replace(base=base)
+
+    def end_task(theta, state, task):
+        theta, base = method.end_task(theta, state.base, task)
+        return theta, state._replace(base=base)
+
+    return method._replace(
+        begin_task=begin_task,
+        view=lambda theta, state, task, progress=None: method.view(
+            theta, state.base, task, progress
+        ),
+        trainable=read(method.trainable),
+        trainable_seen=read(method.trainable_seen),
+        penalty=lambda theta, state, task, progress=None: method.penalty(
+            theta, state.base, task, progress
+        ),
+        end_task=end_task,
+        measures={name: read(measure) for name, measure in method.measures.items()},
+        divided=lambda state: method.divided(state.base),
+    )
