@@ -18,8 +18,10 @@ from jaxcl.core.model import LateralSpec, Model
 from jaxcl.methods.ewc import ewc
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
+from jaxcl.methods.mas import mas
 from jaxcl.methods.packnet import PackNetState, ledger, packnet
 from jaxcl.methods.pnn import PNNState, pnn
+from jaxcl.methods.si import si
 from jaxcl.wiring import Wiring, trace_wiring
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ __all__ = [
     "hat",
     "isolate",
     "ledger",
+    "mas",
     "masks",
     "metrics",
     "models",
@@ -57,6 +60,7 @@ __all__ = [
     "replicas",
     "report",
     "set_trainable",
+    "si",
     "study",
     "trace_wiring",
     "train",

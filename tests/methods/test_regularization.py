@@ -13,9 +13,9 @@ from jaxcl import data, models, recipes, study, train
 from jaxcl.methods import find
 from jaxcl.methods.spec import Problem
 
-METHODS = ("ewc",)
-OPTIMIZERS = [("ewc", "adam")]
-STRONG = {"ewc": 1e5}
+METHODS = ("ewc", "si", "mas")
+OPTIMIZERS = [("ewc", "adam"), ("si", "momentum"), ("si", "adam"), ("mas", "momentum")]
+STRONG = {"ewc": 1e5, "si": 1e3, "mas": 1e2}
 TASKS = 3
 SEEDS = [3, 1, 3]
 STRENGTH = np.array([0.0, 20.0, 50.0], np.float32)
