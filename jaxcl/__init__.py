@@ -18,6 +18,7 @@ from jaxcl.core.model import LateralSpec, Model
 from jaxcl.methods.ewc import ewc
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
+from jaxcl.methods.lwf import lwf
 from jaxcl.methods.mas import mas
 from jaxcl.methods.packnet import PackNetState, ledger, packnet
 from jaxcl.methods.pnn import PNNState, pnn
@@ -49,6 +50,7 @@ __all__ = [
     "hat",
     "isolate",
     "ledger",
+    "lwf",
     "mas",
     "masks",
     "metrics",

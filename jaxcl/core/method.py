@@ -39,14 +39,16 @@ class Context(NamedTuple):
         task: the running task, an integer scalar.
         key: a typed key, for this step or this boundary alone.
         progress: position within the epoch, in [0, 1]; None at a boundary.
-        logits: `(theta, state, batch, train=False) -> [B, C]`: each row through its own task's view
-            and head. Without `train` as in evaluation: no dropout, norms use running statistics.
+        logits: `(theta, state, batch, train=False, statistics=...) -> [B, C]`: each row through
+            its own task's view and head. Without `train` as in evaluation: no dropout, norms use
+            running statistics, those of this moment or the ones that are given.
         visible: `(shape, batch) -> bool [B, C]`: the logits that take part in each row's loss.
         labels: `(batch) -> int [B]`: each row's label among those logits.
         loss: `(logits, batch) -> [B]`: the set-up's loss of each row.
         classes: int [tasks], the number of each task's classes; None if all logits are used.
         examples: at a boundary, the task's examples as `train.Data`, or a bounded sample of them.
         validation: likewise, its validation examples; None if there are none.
+        statistics: the model's running statistics, for `logits` at another time.
     """
 
     task: Any
@@ -59,6 +61,7 @@ class Context(NamedTuple):
     classes: Any = None
     examples: Any = None
     validation: Any = None
+    statistics: Any = None
 
 
 class Online(NamedTuple):
