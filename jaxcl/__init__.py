@@ -15,10 +15,14 @@ from jaxcl.core.heads import multihead
 from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
+from jaxcl.methods.ewc import ewc
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
+from jaxcl.methods.lwf import lwf
+from jaxcl.methods.mas import mas
 from jaxcl.methods.packnet import PackNetState, ledger, packnet
 from jaxcl.methods.pnn import PNNState, pnn
+from jaxcl.methods.si import si
 from jaxcl.wiring import Wiring, trace_wiring
 
 if TYPE_CHECKING:
@@ -40,11 +44,14 @@ __all__ = [
     "analysis",
     "checkpoint",
     "data",
+    "ewc",
     "finetune",
     "gate",
     "hat",
     "isolate",
     "ledger",
+    "lwf",
+    "mas",
     "masks",
     "metrics",
     "models",
@@ -55,6 +62,7 @@ __all__ = [
     "replicas",
     "report",
     "set_trainable",
+    "si",
     "study",
     "testing",
     "trace_wiring",

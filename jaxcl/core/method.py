@@ -39,14 +39,16 @@ class Context(NamedTuple):
         task: the running task, an integer scalar.
         key: a typed key, for this step or this boundary alone.
         progress: position within the epoch, in [0, 1]; None at a boundary.
-        logits: `(theta, state, batch, train=False) -> [B, C]`: each row through its own task's view
-            and head. Without `train` as in evaluation: no dropout, norms use running statistics.
+        logits: `(theta, state, batch, train=False, statistics=...) -> [B, C]`: each row through
+            its own task's view and head. Without `train` as in evaluation: no dropout, norms use
+            running statistics, those of this moment or the ones that are given.
         visible: `(shape, batch) -> bool [B, C]`: the logits that take part in each row's loss.
         labels: `(batch) -> int [B]`: each row's label among those logits.
         loss: `(logits, batch) -> [B]`: the set-up's loss of each row.
         classes: int [tasks], the number of each task's classes; None if all logits are used.
         examples: at a boundary, the task's examples as `train.Data`, or a bounded sample of them.
         validation: likewise, its validation examples; None if there are none.
+        statistics: the model's running statistics, for `logits` at another time.
     """
 
     task: Any
@@ -59,6 +61,7 @@ class Context(NamedTuple):
     classes: Any = None
     examples: Any = None
     validation: Any = None
+    statistics: Any = None
 
 
 class Online(NamedTuple):
@@ -253,3 +256,51 @@ class Method(NamedTuple):
     def capacity(self, theta: PyTree, state: PyTree) -> jax.Array:
         """The measure of that name: the share of the network that the tasks so far use."""
         return dict(self.measures)["capacity"](theta, state)
+
+
+def nested(method: Method, name: str) -> Method:
+    """The method for a wrapper whose state holds the method's own as its entry `base`.
+
+    Args:
+        method: the method that is wrapped.
+        name: of the wrapper, for errors.
+
+    Returns:
+        The method; its `init` is as it was, all else takes and gives the wrapper's state.
+
+    Raises:
+        ValueError: if the method brings what the wrapper would have to share with it.
+    """
+    hooks = ("auxiliary", "consolidate", "online")
+    taken = [hook for hook in hooks if getattr(method, hook) is not None]
+    taken += [] if method.phases == (Phase(),) else ["phases"]
+    if taken:
+        raise ValueError(f"{name}: the base method brings {taken[0]} of its own; expected none.")
+
+    def read(function):
+        if function is None:
+            return None
+        return lambda theta, state, *rest: function(theta, state.base, *rest)
+
+    def begin_task(key, theta, state, task):
+        theta, base = method.begin_task(key, theta, state.base, task)
+        return theta, state._replace(base=base)
+
+    def end_task(theta, state, task):
+        theta, base = method.end_task(theta, state.base, task)
+        return theta, state._replace(base=base)
+
+    return method._replace(
+        begin_task=begin_task,
+        view=lambda theta, state, task, progress=None: method.view(
+            theta, state.base, task, progress
+        ),
+        trainable=read(method.trainable),
+        trainable_seen=read(method.trainable_seen),
+        penalty=lambda theta, state, task, progress=None: method.penalty(
+            theta, state.base, task, progress
+        ),
+        end_task=end_task,
+        measures=tuple(m._replace(of=read(m.of)) for m in method.measures),
+        divided=lambda state: method.divided(state.base),
+    )

@@ -90,7 +90,7 @@ def lend(
 ) -> Context:
     """What a method is lent: see Context."""
 
-    def logits(theta, state, batch: Batch, train: bool = False):
+    def logits(theta, state, batch: Batch, train: bool = False, statistics=statistics):
         if train:
             args = setup, theta, state, statistics, batch, task, progress, key
             return training_logits(*args)[0]
@@ -107,4 +107,5 @@ def lend(
         classes=setup.classes,
         examples=examples,
         validation=validation,
+        statistics=statistics,
     )

@@ -205,7 +205,7 @@ def end_task(
     if setup.method.consolidate is not None:
         if examples is None:
             raise ValueError("end_task: the method needs the task's examples; give examples=.")
-        key = jax.random.fold_in(jax.random.fold_in(learner.key, 2), -1)
+        key = jax.random.fold_in(jax.random.fold_in(learner.key, 2), 2**32 - 1)
         context = lend(
             setup, learner.statistics, task, jax.random.fold_in(key, task), None,
             jax.tree.map(jnp.asarray, examples), validation,
