@@ -56,7 +56,8 @@ class Config:
     Attributes:
         parts: rates: steps a second, and what a method adds to fine-tuning; memory: of the training
             program; growth: time to the end of a sequence; startup: from the start of the command
-            to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST.
+            to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
+            smallest half of some weights, beside numpy's partition and a sort.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.
@@ -69,8 +70,8 @@ class Config:
         out: where to write the JSON; by default experiments/results/benchmark-<device>.json.
     """
 
-    parts: tuple[Literal["rates", "memory", "growth", "startup", "peers"], ...] = (
-        "rates", "memory", "growth", "startup", "peers",
+    parts: tuple[Literal["rates", "memory", "growth", "startup", "peers", "prune"], ...] = (
+        "rates", "memory", "growth", "startup", "peers", "prune",
     )  # fmt: skip
     networks: tuple[Literal["mlp400", "mlp2000", "alexnet"], ...] = tuple(NETWORKS)
     methods: tuple[Literal["finetune", "packnet", "hat", "pnn"], ...] = METHODS
@@ -330,6 +331,55 @@ def startup(config: Config) -> dict:
     for kind, seconds in found.items():
         CONSOLE.print(f"start to first epoch, {kind} cache: {statistics.median(seconds):.1f} s")
     return found
+
+
+def prune(config: Config) -> list[dict]:
+    """Seconds to mark the smaller half of float32 weights, beside numpy's partition and a sort."""
+    rows = []
+    for size in (10**6, 10**7):
+        weights = np.random.default_rng(0).standard_normal((size // 1000, 1000), np.float32)
+        on_device, by_sort = jnp.asarray(weights), jax.jit(_by_sort)
+        exact, original = (
+            jax.jit(functools.partial(masks.smallest_fraction, fraction=0.5, ties=ties))
+            for ties in ("exact", "original")
+        )
+        ways = {
+            "numpy's partition": lambda w=weights: _by_partition(w),
+            "a sort": lambda w=on_device, f=by_sort: f(w),
+            "smallest_fraction, original ties": lambda w=on_device, f=original: f(w),
+            "smallest_fraction": lambda w=on_device, f=exact: f(w),
+        }
+        marked = {name: np.asarray(way()) for name, way in ways.items()}  # compiles
+        np.testing.assert_array_equal(marked["smallest_fraction"], marked["a sort"])
+        seconds = {name: [] for name in ways}
+        for _, (name, way) in itertools.product(range(config.rounds), ways.items()):
+            begin = time.perf_counter()
+            jax.block_until_ready(way())
+            seconds[name].append(time.perf_counter() - begin)
+        for name, own in seconds.items():
+            ratios = [a / b for a, b in zip(own, seconds["numpy's partition"])]
+            median, ratio = statistics.median(own), statistics.median(ratios)
+            rows.append({
+                "name": name, "weights": size, "seconds": median, "ratio": ratio,
+                "ratio_range": [min(ratios), max(ratios)],
+            })  # fmt: skip
+            CONSOLE.print(
+                f"{size:,} weights, {name}: {median:.4f} s, {ratio:.2f} times numpy's partition "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+    return rows
+
+
+def _by_partition(weights: np.ndarray) -> np.ndarray:
+    magnitude = np.abs(weights)
+    cut = magnitude.size // 2 - 1
+    return magnitude <= np.partition(magnitude, cut, axis=None)[cut]
+
+
+def _by_sort(weights: jax.Array) -> jax.Array:
+    order = jnp.argsort(jnp.abs(weights).ravel(), stable=True)
+    ranks = jnp.zeros(order.size, int).at[order].set(jnp.arange(order.size))
+    return (ranks < order.size // 2).reshape(weights.shape)
 
 
 def options(network: str, precision: str = "float32") -> recipes.Options:
