@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxcl._conv import max_pool
 from jaxcl._layers import add_lateral, apply_gate, batch_norm, draw_kernels, make_layer, make_wiring
 from jaxcl._model import LateralSpec
 from jaxcl.wiring import Wiring
@@ -93,7 +94,7 @@ class Chain(nnx.Module):
             x = self.norms[str(i)](x) if unit.norm else x
             x = nnx.relu(add_lateral(x, laterals[i - 1] if i else None))
             x = self.dropouts[i + 1](x)
-            x = nnx.max_pool(x, (2, 2), (2, 2)) if unit.pool else x
+            x = max_pool(x, (2, 2), (2, 2)) if unit.pool else x
             x = apply_gate(x, gates, f"layer{i}")
         hiddens.append(x.reshape(x.shape[0], -1))
         logits = self.head(hiddens[-1])
