@@ -9,7 +9,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxcl._conv import max_pool
-from jaxcl._layers import add_lateral, apply_gate, batch_norm, draw_kernels, make_layer, make_wiring
+from jaxcl._layers import (
+    add_lateral,
+    apply_gate,
+    batch_norm,
+    draw_kernels,
+    drop,
+    make_layer,
+    make_wiring,
+)
 from jaxcl._model import LateralSpec
 from jaxcl.wiring import Wiring
 
@@ -85,7 +93,7 @@ class Chain(nnx.Module):
 
     def column(self, x, laterals, *, gates=None):
         """Logits and the inputs of the layers from the second to the head; see Model.column."""
-        x = self.dropouts[0](x.reshape(x.shape[0], *self.shape))
+        x = drop(self.dropouts[0], x.reshape(x.shape[0], *self.shape))
         hiddens = []
         for i, (unit, layer) in enumerate(zip(self.units, self.layers, strict=True)):
             x = x if unit.kernel else x.reshape(x.shape[0], -1)
@@ -93,7 +101,7 @@ class Chain(nnx.Module):
             x = layer(x)
             x = self.norms[str(i)](x) if unit.norm else x
             x = nnx.relu(add_lateral(x, laterals[i - 1] if i else None))
-            x = self.dropouts[i + 1](x)
+            x = drop(self.dropouts[i + 1], x)
             x = max_pool(x, (2, 2), (2, 2)) if unit.pool else x
             x = apply_gate(x, gates, f"layer{i}")
         hiddens.append(x.reshape(x.shape[0], -1))

@@ -1,4 +1,7 @@
-"""The convolution and the pooling of the built-in networks are JAX's, with all their gradients."""
+"""The convolution and the pooling of the built-in networks are JAX's, with all their gradients.
+
+And their dropout, which draws fewer random bits.
+"""
 
 import re
 from functools import partial
@@ -15,6 +18,7 @@ from hypothesis import strategies as st
 import jaxcl
 from jaxcl import _conv
 from jaxcl._conv import COLUMN_BYTES, max_pool
+from jaxcl._layers import drop
 from jaxcl.models import conv_general_dilated
 
 NUMBERS = ("NHWC", "HWIO", "NHWC")
@@ -268,3 +272,31 @@ def test_only_a_cpu_pools_by_slices():
         text = lowered(jax.grad(loss), jnp.ones((2, 4, 4, 3)), platform=platform)
         assert text.count('"stablehlo.select_and_scatter"') == scatters
         assert text.count('"stablehlo.reduce_window"') == scatters
+
+
+# Dropout
+
+
+@pytest.mark.parametrize("rate", [0.2, 0.5])
+def test_dropout_keeps_its_rate_and_the_mean(rate):
+    layer = nnx.Dropout(rate, rngs=nnx.Rngs(0))
+    x = jnp.ones((300, 5, 67))
+    dropped = np.asarray(drop(layer, x), "f8")
+    assert abs(np.mean(dropped == 0) - rate) < 0.005
+    assert abs(dropped.mean() - 1) < 0.01
+    assert abs(np.mean(dropped == 0, (0, 1)) - rate).max() < 0.06  # both halves of a word
+    assert np.any(dropped != drop(layer, x))
+    layer.eval()
+    np.testing.assert_array_equal(drop(layer, x), x)
+
+
+def test_dropout_draws_half_as_many_bits():
+    def drawn(function):
+        def run(x):
+            return function(nnx.Dropout(0.5, rngs=nnx.Rngs(0)), x)
+
+        text = str(jax.make_jaxpr(run)(jnp.ones((4, 8))))
+        return re.findall(r"random_bits\[bit_width=(\d+) shape=(\(.*?\))", text)
+
+    assert drawn(drop) == [("32", "(4, 4)")]
+    assert drawn(lambda layer, x: layer(x)) == [("32", "(4, 8)")]
