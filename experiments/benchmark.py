@@ -37,6 +37,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxcl import data, masks, recipes, study, train
+from jaxcl.methods import find
 from jaxcl.report import figures
 
 METHODS = ("finetune", "packnet", "hat", "pnn")
@@ -44,7 +45,9 @@ NETWORKS = {
     "mlp400": recipes.Options(hidden=(400, 400)),
     "mlp2000": recipes.Options(hidden=(2000, 2000)),
     "alexnet": recipes.Options(network="alexnet"),
+    "resnet18": recipes.Options(network="resnet18"),
 }
+IMAGES = {"alexnet": 8, "resnet18": 3}  # networks of images, and steps of an epoch beside PyTorch
 TASKS = 5
 TURN_GFLOP = 600  # that an epoch has about; at least 5 steps, and at most 200
 CONSOLE = Console(width=120)
@@ -57,7 +60,9 @@ class Config:
     Attributes:
         parts: rates: steps a second, and what a method adds to fine-tuning; memory: of the training
             program; growth: time to the end of a sequence; startup: from the start of the command
-            to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST.
+            to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
+            smallest half of some weights, beside numpy's partition and a sort; convolutions: the
+            networks of images beside PyTorch's, and beside a loop without the engine.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.
@@ -70,10 +75,12 @@ class Config:
         out: where to write the JSON; by default experiments/results/benchmark-<device>.json.
     """
 
-    parts: tuple[Literal["rates", "memory", "growth", "startup", "peers"], ...] = (
-        "rates", "memory", "growth", "startup", "peers",
+    parts: tuple[
+        Literal["rates", "memory", "growth", "startup", "peers", "prune", "convolutions"], ...
+    ] = ("rates", "memory", "growth", "startup", "peers", "prune", "convolutions")
+    networks: tuple[Literal["mlp400", "mlp2000", "alexnet", "resnet18"], ...] = (
+        "mlp400", "mlp2000", "alexnet",
     )  # fmt: skip
-    networks: tuple[Literal["mlp400", "mlp2000", "alexnet"], ...] = tuple(NETWORKS)
     methods: tuple[Literal["finetune", "packnet", "hat", "pnn"], ...] = METHODS
     replicas: tuple[int, ...] = (1, 2, 4, 16, 64)
     growth_tasks: tuple[int, ...] = (5, 10, 20, 50)
@@ -229,6 +236,11 @@ def torch_loop(library: Any, method: str, problem: Any) -> Any | None:
     return loop
 
 
+def limits(method: str, tasks: int) -> list[int]:
+    """The numbers of tasks that a method's programs have room for."""
+    return list(find(method).task_limits(tasks))
+
+
 def growth(config: Config) -> list[dict]:
     """Seconds to the end of sequences of tasks, compilation included.
 
@@ -236,23 +248,23 @@ def growth(config: Config) -> list[dict]:
     """
     rows = []
     for tasks in config.growth_tasks:
-        kinds = [(method, recipes.rooms(method, tasks)) for method in config.methods]
+        kinds = [(method, limits(method, tasks)) for method in config.methods]
         if "pnn" in config.methods and tasks <= 20:
             kinds.append(("pnn", [tasks]))
             kinds.append(("pnn", list(range(2, tasks + 1))))
         for method, rooms in kinds:
             begin, ends = time.perf_counter(), []
             count = jax.device_count()
-            stages = [
+            studies = [
                 build(method, "mlp400", count, config, sequence("mlp400", room, 100), epochs=1)
                 for room in rooms
             ]
-            for event in study.run(stages):
+            for event in study.run(studies):
                 if isinstance(event, study.TaskEnd):
                     ends.append(time.perf_counter() - begin)
             rows.append({
                 "method": method, "tasks": tasks, "rooms": rooms, "seconds": ends,
-                "epoch_programs": study.compilations(stages),
+                "epoch_programs": study.compilations(studies),
             })  # fmt: skip
             CONSOLE.print(
                 f"{method}, {tasks} tasks, {len(rooms)} programs: {ends[-1]:.1f} s, "
@@ -270,7 +282,7 @@ def growth_figure(rows: list[dict]) -> Figure:
     for one in rows:
         kind = one["method"]
         if kind == "pnn":
-            doubles = one["rooms"] == recipes.rooms("pnn", one["tasks"])
+            doubles = one["rooms"] == limits("pnn", one["tasks"])
             other = "one program" if len(one["rooms"]) == 1 else "one program a column"
             kind = f"pnn, {'room doubles' if doubles else other}"
         longest[kind] = one["seconds"]
@@ -334,6 +346,115 @@ def startup(config: Config) -> dict:
     return found
 
 
+def prune(config: Config) -> list[dict]:
+    """Seconds to mark the smaller half of float32 weights, beside numpy's partition and a sort."""
+    rows = []
+    for size in (10**6, 10**7):
+        weights = np.random.default_rng(0).standard_normal((size // 1000, 1000), np.float32)
+        on_device, by_sort = jnp.asarray(weights), jax.jit(_by_sort)
+        exact, original = (
+            jax.jit(functools.partial(masks.smallest_fraction, fraction=0.5, ties=ties))
+            for ties in ("exact", "original")
+        )
+        ways = {
+            "numpy's partition": lambda w=weights: _by_partition(w),
+            "a sort": lambda w=on_device, f=by_sort: f(w),
+            "smallest_fraction, original ties": lambda w=on_device, f=original: f(w),
+            "smallest_fraction": lambda w=on_device, f=exact: f(w),
+        }
+        marked = {name: np.asarray(way()) for name, way in ways.items()}  # compiles
+        np.testing.assert_array_equal(marked["smallest_fraction"], marked["a sort"])
+        seconds = {name: [] for name in ways}
+        for _, (name, way) in itertools.product(range(config.rounds), ways.items()):
+            begin = time.perf_counter()
+            jax.block_until_ready(way())
+            seconds[name].append(time.perf_counter() - begin)
+        for name, own in seconds.items():
+            ratios = [a / b for a, b in zip(own, seconds["numpy's partition"])]
+            median, ratio = statistics.median(own), statistics.median(ratios)
+            rows.append({
+                "name": name, "weights": size, "seconds": median, "ratio": ratio,
+                "ratio_range": [min(ratios), max(ratios)],
+            })  # fmt: skip
+            CONSOLE.print(
+                f"{size:,} weights, {name}: {median:.4f} s, {ratio:.2f} times numpy's partition "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+    return rows
+
+
+def convolutions(config: Config) -> list[dict]:
+    """Steps a second of the networks of images: PyTorch's, a bare loop's, and the engine's."""
+    library = importlib.import_module("peers")
+    rows, seeds = [], [count for count in config.replicas if count in (1, 4)]
+    for network, steps in IMAGES.items():
+        benchmark = sequence(network, TASKS, steps)
+        x, y = benchmark.tasks[0].train
+        group = [bare_loop(network, benchmark, config)]
+        if library.available()["torch"] is None:
+            x = (x / benchmark.scale - benchmark.mean) / benchmark.std
+            theirs = library.torch_convolutions(network, x, y)
+            theirs.run_epoch()
+            group.insert(0, Contender("PyTorch", theirs.run_epoch))
+        group += [contender("finetune", network, count, config, benchmark) for count in seeds]
+        for one in group:
+            one.gbyte = 0.0  # the floor leaves out activations
+        product = alternate(group, config.rounds)
+        rows += [row(one, group[0], 1, network) for one in group]
+        show(f"{network}; matrix product {product:.0f} GFLOP/s", rows[-len(group) :])
+    return rows
+
+
+def bare_loop(network: str, benchmark: data.Benchmark, config: Config) -> Contender:
+    """An epoch of plain SGD on the same network, with nothing around it."""
+    model = recipes.recipe("finetune", benchmark, options(network, config.precision))({}).model
+    x, y = map(jnp.asarray, benchmark.tasks[0].train)
+    steps = x.shape[0] // 64
+    epochs = itertools.count()
+
+    @jax.jit
+    def epoch(params, statistics, x, y, key):
+        order = jax.random.permutation(key, x.shape[0])
+
+        def step(i, both):
+            rows = jax.lax.dynamic_slice_in_dim(order, 64 * i, 64)
+            images = (x[rows] / benchmark.scale - benchmark.mean) / benchmark.std
+
+            def loss(params, statistics):
+                logits, new = model.apply(
+                    params, statistics, images, train=True, key=jax.random.fold_in(key, i)
+                )
+                right = jnp.take_along_axis(logits, y[rows][:, None], 1)[:, 0]
+                return jnp.mean(jax.nn.logsumexp(logits, -1) - right), new
+
+            gradient, new = jax.grad(loss, has_aux=True)(*both)
+            return jax.tree.map(lambda p, g: p - 0.05 * g, both[0], gradient), new
+
+        return jax.lax.fori_loop(0, steps, step, (params, statistics))
+
+    state = [model.init(jax.random.key(0))]
+
+    def run() -> int:
+        state[0] = epoch(*state[0], x, y, jax.random.key(next(epochs)))
+        jax.block_until_ready(state[0])
+        return steps
+
+    run()
+    return Contender("bare loop", run, gflop_of("finetune", network, benchmark))
+
+
+def _by_partition(weights: np.ndarray) -> np.ndarray:
+    magnitude = np.abs(weights)
+    cut = magnitude.size // 2 - 1
+    return magnitude <= np.partition(magnitude, cut, axis=None)[cut]
+
+
+def _by_sort(weights: jax.Array) -> jax.Array:
+    order = jnp.argsort(jnp.abs(weights).ravel(), stable=True)
+    ranks = jnp.zeros(order.size, int).at[order].set(jnp.arange(order.size))
+    return (ranks < order.size // 2).reshape(weights.shape)
+
+
 def options(network: str, precision: str = "float32") -> recipes.Options:
     """Plain SGD and batches of 64 for every network."""
     return dataclasses.replace(
@@ -350,7 +471,7 @@ def build(method, network, count, config, benchmark, epochs) -> study.Study:
 @functools.cache
 def sequence(network: str, tasks: int, steps: int) -> data.Benchmark:
     """Random bytes in the form of a benchmark, for all tasks: content does not change the speed."""
-    shape = (32, 32, 3) if network == "alexnet" else (784,)
+    shape = (32, 32, 3) if network in IMAGES else (784,)
     rng = np.random.default_rng(0)
     x = rng.integers(0, 256, (64 * steps, *shape), dtype=np.uint8)
     y = rng.integers(0, 10, 64 * steps).astype(np.int32)
@@ -532,7 +653,8 @@ def flop(jaxpr: Any) -> float:
     """Operations of the matrix products and convolutions in a jaxpr without loops."""
     total = 0.0
     for eqn in jaxpr.eqns:
-        total += sum(flop(inner) for inner in jaxprs_in_params(eqn.params))
+        inner = [flop(inner) for inner in jaxprs_in_params(eqn.params)]
+        total += max(inner) if eqn.primitive.name == "cond" else sum(inner)
         out = math.prod(eqn.outvars[0].aval.shape)
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]

@@ -27,17 +27,18 @@ HERE = Path(__file__).parent
 
 def train(method: str, benchmark: data.Benchmark, options: recipes.Options) -> dict:
     """Accuracy matrices, capacity, stored bytes and the inference time of the last task."""
-    before, after = recipes.epochs_of(method, options)
-    recipe = recipes.recipe(method, benchmark, options)
+    choice = recipes.choose(method, options)
+    before, after = recipes.epochs_of(choice, benchmark)
+    recipe = recipes.recipe(choice, benchmark)
     built = study.build(recipe, benchmark, SEEDS, epochs=before, retrain_epochs=after)
     accuracy, capacity, learners = [], [], None
     for event in study.run(built):
         if isinstance(event, study.TaskEnd):
             accuracy.append(event.accuracy)
-            capacity.append(event.capacity)
+            capacity.append(np.nan if event.capacity is None else event.capacity)
             learners = event.learners
     one = jax.tree.map(lambda leaf: leaf[0], learners)
-    parameters, extra_bytes = recipes.cost(method, benchmark, one, options)
+    parameters, extra_bytes = recipes.cost(choice, benchmark, one)
     setup = recipe({})
     x = setup.prepare(benchmark.tasks[0].test.x[:256])
 
@@ -58,18 +59,12 @@ def train(method: str, benchmark: data.Benchmark, options: recipes.Options) -> d
         times[task + 1] = 1e6 * statistics.median(samples) / len(x)
     return {
         "accuracy": np.stack(accuracy, 1),
-        "capacity": np.stack(capacity, 1),
+        "capacity": np.stack([np.broadcast_to(c, len(SEEDS)) for c in capacity], 1),
         "parameters": parameters,
         "extra_bytes": extra_bytes,
         "theta_bytes": masks.size_bytes(one.theta),
         "microseconds": times,
     }
-
-
-def forgetting(accuracy: np.ndarray) -> np.ndarray:
-    """Of each seed; a task counts from the end of its own training on."""
-    learned = np.tri(accuracy.shape[-1], dtype=bool)
-    return metrics.forgetting(np.where(learned, accuracy, np.nan))
 
 
 def page(roomy: dict[str, dict], crowded: dict[str, dict]) -> str:
@@ -81,7 +76,7 @@ def page(roomy: dict[str, dict], crowded: dict[str, dict]) -> str:
         protection.append([
             method,
             plus_minus(interval(metrics.average_accuracy(r["accuracy"]))),
-            plus_minus(interval(forgetting(r["accuracy"]))),
+            plus_minus(interval(metrics.forgetting(r["accuracy"]))),
             f"{r['parameters']:,}",
             f"{r['extra_bytes']:,}",
             " / ".join(f"{value:.2f}" for value in r["microseconds"].values()),
@@ -101,7 +96,7 @@ def page(roomy: dict[str, dict], crowded: dict[str, dict]) -> str:
             method,
             *(percent(learned[task - 1]) for task in tasks),
             f"{percent(used[9], 0)} / {percent(used[19], 0)}",
-            plus_minus(interval(forgetting(r["accuracy"]))),
+            plus_minus(interval(metrics.forgetting(r["accuracy"]))),
         ])  # fmt: skip
     text = (HERE / "comparison.template.md").read_text()
     for name, (head, *rows) in (("ROOMY", protection), ("SHARES", shares), ("CROWDED", full)):

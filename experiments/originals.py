@@ -23,7 +23,7 @@ import optax
 from matplotlib.figure import Figure
 
 import jaxcl
-from jaxcl import data, models, replicas, study, train
+from jaxcl import data, models, study, train
 from jaxcl.report import figures, metrics
 from jaxcl.report.metrics import confidence_interval as interval
 from jaxcl.report.text import markdown, percent, plus_minus
@@ -101,21 +101,15 @@ def whole(benchmark: data.Benchmark) -> data.Benchmark:
 
 def measure(setup: train.Setup, benchmark: data.Benchmark, seeds, epochs) -> dict:
     """Accuracy and loss [seeds, tasks, tasks] on the test sets, capacity [seeds, tasks]; reuse."""
-
-    def loss(learner, _, tests):
-        return train.evaluate_all(setup, learner, tests).loss
-
     overlap, (before, after) = None, epochs
     built = study.build(lambda _: setup, benchmark, seeds, epochs=before, retrain_epochs=after)
-    losses = replicas.spread(loss, built.layout)
-    tests = replicas.share(study.stack([task.test for task in benchmark.tasks]), built.layout)
     results = {"accuracy": [], "loss": [], "capacity": []}
     for end in study.run(built):
         if isinstance(end, study.TaskEnd):
             results["accuracy"].append(end.accuracy)
-            results["loss"].append(replicas.fetch(losses(end.learners, (), tests), built.layout))
+            results["loss"].append(end.loss)
             results["capacity"].append(end.capacity)
-            overlap = end.overlap
+            overlap = end.measures.get("overlap")
     results = {name: np.stack(values, 1) for name, values in results.items()}
     return results if overlap is None else results | {"reuse": metrics.reuse(overlap)}
 

@@ -136,6 +136,73 @@ def torch_hat(problem: Problem, used=None) -> Loop:
     return _loop(problem, net, trained, update, forward)
 
 
+def torch_convolutions(network: str, x, y, batch: int = 64) -> Loop:
+    """Trains all weights of the AlexNet-like net or of ResNet-18, with dropout and BatchNorm.
+
+    Channels come last, which is PyTorch's faster layout on a CPU.
+
+    Args:
+      network: "alexnet" or "resnet18", as `jaxcl.models` has them.
+      x: float [N, 32, 32, 3], normalized.
+      y: int [N], in 0..9.
+      batch: examples in a step.
+    """
+    net = {"alexnet": _alexnet, "resnet18": _resnet18}[network](_torch().nn)
+    net = net.to(memory_format=torch.channels_last)
+    x, y = _tensor(x).permute(0, 3, 1, 2), _tensor(y, torch.int64)
+    x = x.contiguous(memory_format=torch.channels_last)
+    trained = list(net.parameters())
+
+    def run_epoch() -> int:
+        net.train()
+        order = torch.randperm(len(x)).split(batch)
+        for rows in order:
+            loss = torch.nn.functional.cross_entropy(net(x[rows]), y[rows])
+            gradients = torch.autograd.grad(loss, trained)
+            with torch.no_grad():
+                torch._foreach_add_(trained, gradients, alpha=-RATE)
+        return len(order)
+
+    def accuracy(x, y) -> float:
+        with torch.no_grad():
+            guess = net.eval()(_tensor(x).permute(0, 3, 1, 2)).argmax(1)
+        return (guess == _tensor(y)).float().mean().item()
+
+    return Loop(run_epoch, accuracy)
+
+
+def _alexnet(nn):
+    layers = []
+    for inputs, width, kernel, rate in ((3, 64, 4, 0.2), (64, 128, 3, 0.2), (128, 256, 2, 0.5)):
+        layers += [nn.Conv2d(inputs, width, kernel), nn.ReLU(), nn.Dropout(rate), nn.MaxPool2d(2)]
+    layers.append(nn.Flatten())
+    for inputs in (1024, 2048):
+        layers += [nn.Linear(inputs, 2048), nn.ReLU(), nn.Dropout(0.5)]
+    return nn.Sequential(*layers, nn.Linear(2048, 10))
+
+
+def _resnet18(nn):
+    def norm_of(inputs, width, kernel, stride):
+        convolution = nn.Conv2d(inputs, width, kernel, stride, kernel // 2, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(width))
+
+    class Block(nn.Module):
+        def __init__(self, inputs, width, stride):
+            super().__init__()
+            self.first = norm_of(inputs, width, 3, stride)
+            self.second = norm_of(width, width, 3, 1)
+            widens = inputs != width
+            self.shortcut = norm_of(inputs, width, 1, stride) if widens else nn.Identity()
+
+        def forward(self, x):
+            return (self.second(self.first(x).relu_()) + self.shortcut(x)).relu_()
+
+    widths = (64, 64, 64, 128, 128, 256, 256, 512, 512)
+    blocks = [Block(a, b, 1 if a == b else 2) for a, b in itertools.pairwise(widths)]
+    ends = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)]
+    return nn.Sequential(norm_of(3, 64, 3, 1), nn.ReLU(), *blocks, *ends)
+
+
 def _loop(problem: Problem, net, trained: list, update: Callable, forward=None) -> Loop:
     """Epochs of forward(x, progress) -> (logits, *penalties) and update(gradients, progress).
 

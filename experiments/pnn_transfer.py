@@ -108,7 +108,7 @@ def learn_source(column: models.Model, benchmark: data.Benchmark, seeds: int):
     rates = {"rate": np.repeat(RATES, seeds)}
     numbers = list(range(seeds)) * len(RATES)
     built = study.build(recipe, alone, numbers, epochs=SOURCE_EPOCHS, settings=rates)
-    *_, end = study.run(built, split="val")
+    *_, end = study.run(built, evaluate_on="val")
     assert isinstance(end, study.TaskEnd)
     accuracy = end.accuracy.reshape(len(RATES), seeds)
     best = int(accuracy.mean(1).argmax())
@@ -155,7 +155,7 @@ def learn_target(competitor: tuple, column, benchmark: data.Benchmark, sources, 
     grid = replicas.place((numbers, np.repeat(RATES, seeds).astype(np.float32)), where)
     repeated = jax.tree.map(lambda leaf: np.concatenate([leaf] * len(RATES)), sources)
     held_out = [train.examples(p.x[:HELD_OUT], p.y[:HELD_OUT]) for p in (task.val, task.test)]
-    shared = replicas.share((train.examples(*task.train), *held_out), where)
+    shared = replicas.replicate((train.examples(*task.train), *held_out), where)
     found = replicas.spread(learn, where)(grid, replicas.place(repeated, where), *shared)
     curves, ends = jax.tree.map(
         lambda leaf: leaf.reshape(len(RATES), seeds, *leaf.shape[1:]), replicas.fetch(found, where)
@@ -177,7 +177,7 @@ def probe(column: models.Model, benchmark: data.Benchmark, ends) -> dict[str, np
         return {"AFS": fisher.layers, "APS": noise.layers}
 
     where = replicas.layout(len(jax.tree.leaves(ends)[0]), masks.size_bytes(ends))
-    shared = replicas.share((x, y), where)
+    shared = replicas.replicate((x, y), where)
     found = replicas.spread(both, where)(replicas.place(ends, where), (), *shared)
     return replicas.fetch(found, where)
 

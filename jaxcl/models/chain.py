@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jaxcl.core.convolution import max_pool
 from jaxcl.core.model import LateralSpec, Wiring
 from jaxcl.models.layers import (
     add_lateral,
     apply_gate,
     batch_norm,
     draw_kernels,
+    drop,
     make_layer,
     make_wiring,
 )
@@ -90,7 +92,7 @@ class Chain(nnx.Module):
 
     def column(self, x, laterals, *, gates=None):
         """Logits and the inputs of the layers from the second to the head; see Model.column."""
-        x = self.dropouts[0](x.reshape(x.shape[0], *self.shape))
+        x = drop(self.dropouts[0], x.reshape(x.shape[0], *self.shape))
         hiddens = []
         for i, (unit, layer) in enumerate(zip(self.units, self.layers, strict=True)):
             x = x if unit.kernel else x.reshape(x.shape[0], -1)
@@ -98,9 +100,9 @@ class Chain(nnx.Module):
             x = layer(x)
             x = self.norms[str(i)](x) if unit.norm else x
             x = nnx.relu(add_lateral(x, laterals[i - 1] if i else None))
-            x = self.dropouts[i + 1](x)
-            x = nnx.max_pool(x, (2, 2), (2, 2)) if unit.pool else x
-            x = apply_gate(x, gates, f"layer{i}")
+            x = drop(self.dropouts[i + 1], x)
+            pooled: Any = max_pool(x, (2, 2), (2, 2)) if unit.pool else x
+            x = apply_gate(pooled, gates, f"layer{i}")
         hiddens.append(x.reshape(x.shape[0], -1))
         logits = self.head(hiddens[-1])
         logits = add_lateral(logits, laterals[-1]) if self.units else logits

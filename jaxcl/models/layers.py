@@ -55,6 +55,20 @@ def apply_gate(x: jax.Array, gates: Mapping[str, jax.Array] | None, name: str) -
     return (x * gate).astype(x.dtype)
 
 
+def drop(layer: nnx.Dropout, x: jax.Array) -> jax.Array:
+    """`layer(x)` of half as many random bits, which take most of its time on a CPU.
+
+    An entry is dropped by 16 bits, so its rate is a multiple of 2^-16; what is left is scaled by
+    that rate, and keeps the mean.
+    """
+    limit = min(round(layer.rate * 2**16), 2**16 - 1)
+    if limit == 0 or layer.deterministic or layer.rngs is None:
+        return layer(x)
+    words = jax.random.bits(layer.rngs(), (*x.shape[:-1], -(-x.shape[-1] // 2)), "uint32")
+    halves = jnp.concatenate([words & 0xFFFF, words >> 16], -1)[..., : x.shape[-1]]
+    return jnp.where(halves >= limit, x / (1 - limit / 2**16), jnp.zeros_like(x))
+
+
 def draw_kernels(net: nnx.Module, init: str, key: jax.Array) -> None:
     """Draws a network's kernels, and for "torch" its biases.
 

@@ -157,9 +157,9 @@ def _choice(method: str | Spec | Choice, options: Options | None) -> Choice:
     return method if isinstance(method, Choice) else choose(method, options)
 
 
-def epochs_of(choice: Choice, built: Built) -> tuple[int, int]:
+def epochs_of(choice: Choice, benchmark: Benchmark) -> tuple[int, int]:
     """Epochs before and after a task's end, by the shares of the method's phases."""
-    phases = built.method.phases
+    phases = _built(choice, benchmark, len(benchmark.tasks)).method.phases
     planned = divide(phases, choice.shared.epochs, None)
     after = sum(count for phase, count in zip(phases, planned) if phase.closed)
     return sum(planned) - after, after
@@ -185,7 +185,7 @@ def studies(
     made = []
     for limit in choice.spec.task_limits(len(benchmark.tasks)):
         recipe_of = recipe(choice, benchmark, tasks=limit)
-        before, after = epochs_of(choice, _built(choice, benchmark, limit))
+        before, after = epochs_of(choice, benchmark)
         made.append(
             build(
                 recipe_of, benchmark._replace(tasks=benchmark.tasks[:limit]), seeds,

@@ -1,5 +1,7 @@
 """masks: by path, by magnitude, by attention; counts, bytes, and errors that name the leaf."""
 
+import math
+import re
 from typing import NamedTuple
 
 import jax
@@ -190,6 +192,103 @@ def test_exactly_the_stated_number(values, among, fraction):
     assert not marked.any() or not left.size or np.abs(values[marked]).max() <= left.min()
     original = np.asarray(marking(values, fraction, among, ties="original"))
     assert np.all(original >= marked)
+
+
+def by_argsort(values, fraction, among, ties):
+    """Leaves that are ranked together, sorted: what `smallest_fraction` does without a sort."""
+    size = np.concatenate([np.abs(np.asarray(leaf, "f8")).ravel() for leaf in values])
+    among = np.concatenate([np.asarray(leaf).ravel() for leaf in among])
+    size = np.where(np.isnan(size), np.inf, np.where(np.isinf(size), 1e306, size))
+    order = np.lexsort((size, ~among))  # stable
+    number = round(float(fraction) * int(among.sum()))
+    marked = np.zeros(size.size, bool)
+    marked[order[:number]] = True
+    if ties == "original" and number:
+        marked = among & (size <= size[order[number - 1]])
+    ends = np.cumsum([np.size(leaf) for leaf in values])[:-1]
+    return [m.reshape(np.shape(v)) for m, v in zip(np.split(marked, ends), values)]
+
+
+ENTRY = st.sampled_from([0.0, -0.0, 1.0, -1.0, np.nan, np.inf, -np.inf]) | st.floats(width=16)
+
+
+@settings(deadline=None, max_examples=150, database=None)
+@given(
+    st.lists(st.tuples(ENTRY, st.booleans()), min_size=17, max_size=17),
+    SHARE,
+    st.sampled_from(["float16", "bfloat16", "float32", "float64"]),
+    st.sampled_from(["exact", "original"]),
+    st.sampled_from(["leaf", "global"]),
+)
+def test_no_sort_is_needed(entries, fraction, dtype, ties, scope):
+    entries, among = map(np.array, zip(*entries))
+    with jax.enable_x64(dtype == "float64"):
+        values = {"a": jnp.asarray(entries[:12].reshape(3, 4), dtype)}
+        values["b"] = jnp.asarray(entries[12:], dtype)
+        chosen = {"a": among[:12].reshape(3, 4), "b": among[12:]}
+        found = marking(values, np.float32(fraction), chosen, ties=ties, scope=scope)
+    groups = [["a"], ["b"]] if scope == "leaf" else [["a", "b"]]
+    for names in groups:
+        both = [values[n] for n in names], np.float32(fraction), [chosen[n] for n in names]
+        equal([found[n] for n in names], by_argsort(*both, ties))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_what_is_no_ordinary_number_has_its_place(dtype):
+    """Zeros of both signs, subnormals, numbers, infinities, NaN of any sign and payload."""
+    tiny = jnp.finfo(dtype).smallest_subnormal
+    values = np.array([np.nan, np.inf, -1, tiny, -0.0, 0, -tiny, -np.inf, -np.nan], dtype)
+    ranks = [7, 5, 4, 2, 0, 1, 3, 6, 8]
+    for number in range(10):
+        marked = marking(values, np.float32(number / 9))
+        equal(marked, np.array(ranks) < number)
+    equal(marking(values, 1 / 9, ties="original"), values == 0)
+    equal(marking(values, np.float32(8 / 9), ties="original"), np.ones(9, bool))
+
+
+def test_leaves_of_other_types_are_ranked_together():
+    values = {"a": jnp.array([1.0, 3.0], jnp.bfloat16), "b": jnp.array([2, -4])}
+    marked = masks.smallest_fraction(values, 0.5, scope="global")
+    equal(marked, {"a": np.array([True, False]), "b": np.array([True, False])})
+
+
+@pytest.mark.parametrize("axes", [("x",), (None, "x")])
+@pytest.mark.parametrize("scope", ["leaf", "global"])
+def test_sharded_leaves_are_not_gathered(axes, scope):
+    """Only counts travel. Sorting, or a cumulative sum, brings the whole leaf to every device."""
+    mesh = jax.make_mesh((4,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec
+    shardings = {"a": jax.NamedSharding(mesh, spec(*axes)), "b": jax.NamedSharding(mesh, spec("x"))}
+    sizes = np.round(np.random.default_rng(0).normal(size=1024), 1).astype(np.float32)
+    values = {"a": sizes.reshape(32, 32), "b": sizes[::2]}
+    placed = jax.device_put(values, shardings)
+
+    def moved(function):
+        """The most entries of what is sent between devices."""
+        text = jax.jit(function).lower(placed).compile().as_text()
+        sent = re.findall(r"= (.*) (?:all-|collective-|reduce-scatter)[a-z-]*\(", text)
+        shapes = [shape for result in sent for shape in re.findall(r"\[([0-9,]*)\]", result)]
+        return max(math.prod(map(int, filter(None, shape.split(",")))) for shape in shapes)
+
+    def mark(tree):
+        return masks.smallest_fraction(tree, 0.3, scope=scope)
+
+    assert moved(mark) <= 4 * 3
+    assert moved(lambda tree: jax.tree.map(lambda leaf: jnp.cumsum(leaf.ravel()), tree)) >= 512
+    found = jax.jit(mark)(placed)
+    equal(found, mark(values))
+    assert found["a"].sharding.is_equivalent_to(shardings["a"], 2)
+
+
+def test_counts_have_room_for_any_leaf():
+    """Neither counts nor places of 2^32 entries fit 32 bits."""
+    leaf = jax.ShapeDtypeStruct((2**20, 2**12 + 1), jnp.bfloat16)
+    text = marking.lower(leaf, 0.5).as_text()
+    counts = re.findall(r"stablehlo.reduce\(.*-> (.*)$", text, re.MULTILINE)
+    assert counts and set(counts) == {"(tensor<i64>, tensor<i64>, tensor<i64>)"}
+    assert set(re.findall(r"stablehlo.iota.*x(\w+)>", text)) == {"ui64"}
+    leaf = jax.ShapeDtypeStruct((2**20, 2**11 - 1), jnp.bfloat16)
+    assert set(re.findall(r"iota.*x(\w+)>", marking.lower(leaf, 0.5).as_text())) == {"ui32"}
 
 
 @pytest.mark.parametrize(
