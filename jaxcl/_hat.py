@@ -117,8 +117,10 @@ def hat(
         s_max: scale of the gates at the end of an epoch and in evaluation; above 1.
         c: weight of the regularizer, at least 0.
         hard: evaluate, store and protect with the thresholded gates `embedding > 0`. Then a
-            finished task's network never changes. False is the published method, whose nearly
-            binary gates let a little through.
+            finished task's network never changes, even if a later task diverges. A closed unit
+            computes what the activation makes of 0; if that is infinite (log, a division), the
+            network must be native, and take its gates, which are then bool, by `where`. False is
+            the published method, whose nearly binary gates let a little through.
         gradient: see `gate`.
         embedding: start values, N(0, 1) or U(0, 2).
 
@@ -159,7 +161,7 @@ def hat(
 
         def attend(table):
             if hard and progress is None:
-                return (table[task] > 0).astype(table.dtype)
+                return table[task] > 0
             scales = jnp.asarray(s, table.dtype), jnp.asarray(s_max, table.dtype)
             return gate(table[task], *scales, gradient)
 
@@ -169,9 +171,9 @@ def hat(
         attention, params = gates(theta, task, progress), theta["params"]
         if hard and progress is None:
             params = cut_unattended(wiring, params, attention)
-        if wiring.native:
-            return params | {"gates": attention}
-        return fold(wiring, params, attention)
+        elif not wiring.native:
+            params = fold(wiring, params, attention)
+        return params | {"gates": attention} if wiring.native else params
 
     def trainable(theta, state, task):
         def share(path, leaf):
@@ -197,8 +199,11 @@ def hat(
         return theta | {"embeddings": jax.tree.map(clip, theta["embeddings"])}
 
     def end_task(theta, state, task):
+        def most(before, now):  # of the two that is a number, where training has diverged
+            return jnp.fmax(before, now.astype(before.dtype))
+
         attention = gates(theta, task, None)
-        return theta, HATState(jax.tree.map(jnp.maximum, state.attention, attention))
+        return theta, HATState(jax.tree.map(most, state.attention, attention))
 
     return Method(
         init=init,
@@ -271,12 +276,19 @@ def fold(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
 
 
 def cut_unattended(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
-    """Zeroes what feeds a unit whose gate is 0, so that a task's network holds only its own."""
+    """Zeroes what feeds a unit whose gate is 0 and what reads it: a task's network is only its own.
+
+    Later tasks move what is cut, so it is not multiplied by zero, but replaced: 0 * inf is nan. For
+    gates of 0 and 1 this is what `fold` computes.
+    """
 
     def cut(path, leaf):
-        if path not in wiring.outputs:
-            return leaf
-        return jnp.where(gates[wiring.outputs[path]] == 0, jnp.zeros_like(leaf), leaf)
+        if path in wiring.outputs:
+            leaf = jnp.where(gates[wiring.outputs[path]] == 0, jnp.zeros_like(leaf), leaf)
+        if path in wiring.inputs:
+            closed = input_factor(wiring, path, leaf, gates) == 0
+            leaf = jnp.where(closed, jnp.zeros_like(leaf), leaf)
+        return leaf
 
     return masks.map_with_path(cut, params)
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcl
-from jaxcl import masks, models
+from jaxcl import _hat, masks, models
 from jaxcl._hat import annealed, attended_weights, cut_unattended, fold, input_factor, regularizer
+from jaxcl._layers import apply_gate
 from tests.small import KEY, SEEDS, TASKS, close, equal, mlp, move, noise, params, quickly
 
 # Gates
@@ -315,6 +316,60 @@ def test_folding_binary_gates_twice_is_folding_once(seed):
     used = attended_weights(wiring, params(), gates)
     assert set(used) == {"layers/0/kernel", "layers/1/kernel"}
     equal(used["layers/1/kernel"], np.outer(gates["layer0"], gates["layer1"]) > 0)
+
+
+OPEN = {"layer0": np.array([1, 0, 1, 1, 0], bool), "layer1": np.array([1, 0, 1], bool)}
+
+
+def hard_task(native, value):
+    """A view of a task with the gates OPEN after a later task: what may move is then `value`."""
+    method = jaxcl.hat(mlp().wiring._replace(native=native), TASKS, hard=True)
+    theta, state = method.init(KEY, params())
+    tables = {name: np.tile(np.where(on, 1.0, -1.0), (TASKS, 1)) for name, on in OPEN.items()}
+    theta, state = method.end_task(theta | {"embeddings": tables}, state, 0)
+    mask = masks.resolve(method.trainable(theta, state, 1), theta)
+    moved = jax.tree.map(lambda leaf, m: jnp.where(m != 0, value, leaf), theta, mask)
+    return method.view(theta, state, 0), method.view(moved, state, 0)
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("value", [1e4, np.inf, -np.inf, np.nan])
+def test_a_later_task_may_diverge(native, value):
+    """The weights from units that are not attended into attended ones may become anything."""
+    before, after = hard_task(native, value)
+    equal(before, after)
+    x = noise(2, jnp.zeros((3, 4)))
+    equal(mlp().apply(before, {}, x)[0], mlp().apply(after, {}, x)[0])
+    assert not np.any(before["layers"][1]["kernel"][~OPEN["layer0"]])
+    assert not np.any(before["head"]["kernel"][~OPEN["layer1"]])
+
+
+def test_cutting_by_multiplication_would_not_do(monkeypatch):
+    """The broken twin of the test above."""
+
+    def scaled(wiring, params, gates):
+        return fold(wiring, params, {name: gate.astype("f4") for name, gate in gates.items()})
+
+    monkeypatch.setattr(_hat, "cut_unattended", scaled)
+    with pytest.raises(AssertionError):
+        test_a_later_task_may_diverge(False, np.nan)
+
+
+def test_a_closed_unit_may_be_infinite():
+    """As the logarithm of a unit all of whose inputs are cut."""
+    units = jnp.log(jnp.array([[0.0, 1.0, 4.0]]))
+    hard, soft = jnp.array([False, True, True]), jnp.array([0.0, 1.0, 1.0])
+    equal(apply_gate(units, {"g": hard}, "g"), [[0, 0, np.log(np.float32(4))]])
+    assert np.isnan(apply_gate(units, {"g": soft}, "g")[0, 0])  # it is differentiated, so a product
+
+
+def test_attention_survives_embeddings_that_diverge():
+    method = jaxcl.hat(mlp().wiring, TASKS)
+    theta, state = method.init(KEY, params())
+    _, first = method.end_task(theta, state, 0)
+    broken = jax.tree.map(lambda e: e.at[1].set(jnp.nan), theta["embeddings"])
+    _, second = method.end_task(theta | {"embeddings": broken}, first, 1)
+    equal(first.attention, second.attention)
 
 
 def test_hard_gates_are_0_or_1_in_evaluation_and_soft_in_training():
