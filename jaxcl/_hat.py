@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxcl import masks
 from jaxcl._checks import check_choice, check_count, check_number
-from jaxcl._method import Method, draw
+from jaxcl._method import Method, draw, within_tasks
 from jaxcl.wiring import Wiring, check_wiring
 
 PyTree = Any
@@ -205,7 +205,7 @@ def hat(
         attention = gates(theta, task, None)
         return theta, HATState(jax.tree.map(most, state.attention, attention))
 
-    return Method(
+    method = Method(
         init=init,
         begin_task=lambda key, theta, state, task: (theta, state),
         view=view,
@@ -220,6 +220,7 @@ def hat(
         tasks=tasks,
         root="params/",
     )
+    return within_tasks("hat", method)
 
 
 def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:

@@ -4,13 +4,13 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 
 from jaxcl import masks
-from jaxcl._checks import check_count, check_pattern, shorten
+from jaxcl._checks import check_count, check_pattern, check_task, shorten
 
 PyTree = Any
 
@@ -21,8 +21,9 @@ class Method(NamedTuple):
     """A continual-learning method: pure functions over pytrees, all of which may be traced.
 
     `theta` is what the optimizer moves, `state` is what it does not. `task` is an integer scalar,
-    counted from 0. `progress` is the position within the running epoch, in [0, 1], while `task` is
-    in training; None asks for the network as it is evaluated.
+    counted from 0: one out of range is a ValueError where its number is known; of a traced one
+    nothing is promised. `progress` is the position within the running epoch, in [0, 1], while
+    `task` is in training; None asks for the network as it is evaluated.
 
     Attributes:
         init: `(key, params) -> (theta, state)`; `params` are the network's initial parameters.
@@ -165,7 +166,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         return masks.map_with_path(own_row, mask, selected, is_leaf=masks.is_mask)
 
     shared = method.overlap
-    return Method(
+    multiheaded = Method(
         init=init,
         begin_task=begin_task,
         view=lambda theta, state, task, progress=None: method.view(
@@ -182,6 +183,29 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         tasks=tasks,
         root=method.root,
         owned=method.owned,
+    )
+    return within_tasks("multihead", multiheaded)
+
+
+def within_tasks(name: str, method: Method) -> Method:
+    """The method, whose functions refuse a task that it is not made for, where that is known."""
+
+    def known(task):
+        check_task(f"{name}: task", task, cast(int, method.tasks))
+        return task
+
+    return method._replace(
+        begin_task=lambda key, theta, state, task: method.begin_task(
+            key, theta, state, known(task)
+        ),
+        view=lambda theta, state, task, progress=None: method.view(
+            theta, state, known(task), progress
+        ),
+        trainable=lambda theta, state, task: method.trainable(theta, state, known(task)),
+        penalty=lambda theta, state, task, progress=None: method.penalty(
+            theta, state, known(task), progress
+        ),
+        end_task=lambda theta, state, task: method.end_task(theta, state, known(task)),
     )
 
 

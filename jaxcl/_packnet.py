@@ -18,7 +18,7 @@ from jaxcl._checks import (
     is_concrete,
     shorten,
 )
-from jaxcl._method import HEAD, Method, finetune
+from jaxcl._method import HEAD, Method, finetune, within_tasks
 
 PyTree = Any
 MOST_TASKS = 254  # owners are uint8
@@ -159,7 +159,7 @@ def packnet(
             theta = with_owner(lambda w, o: jnp.where(o > 0, w, jnp.zeros_like(w)), theta, owner)
         return theta, state._replace(owner=owner)
 
-    return finetune()._replace(
+    method = finetune()._replace(
         init=init,
         begin_task=begin_task,
         view=view,
@@ -169,6 +169,7 @@ def packnet(
         tasks=tasks,
         owned=lambda state: state.owner,
     )
+    return within_tasks("packnet", method)
 
 
 def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:

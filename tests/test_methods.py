@@ -40,3 +40,20 @@ def test_every_method_runs_traced_from_its_start_to_its_end(name):
     rows = jax.vmap(learn, in_axes=(0, None, None))(jax.random.split(KEY, 2), params(), 1)
     shapes = jax.tree.map(np.shape, last)
     assert jax.tree.map(lambda leaf: leaf.shape[1:], rows[-1]) == shapes
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "finetune"])
+@pytest.mark.parametrize("task", [-1, TASKS, np.int32(TASKS)])
+def test_a_task_out_of_range_is_refused(name, task):
+    method = METHODS[name]()
+    theta, state = jax.eval_shape(method.init, KEY, params())
+    words = f"{name.split()[0]}: task must be a whole number from 0 to 2, got {task}"
+    for call in (
+        lambda: method.begin_task(KEY, theta, state, task),
+        lambda: method.view(theta, state, task),
+        lambda: method.trainable(theta, state, task),
+        lambda: method.penalty(theta, state, task),
+        lambda: method.end_task(theta, state, task),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
