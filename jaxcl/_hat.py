@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxcl import masks
 from jaxcl._checks import check_choice, check_count, check_number
-from jaxcl._method import Method, draw, within_tasks
+from jaxcl._method import Method, draw, guarded
 from jaxcl.wiring import Wiring, check_wiring
 
 PyTree = Any
@@ -220,7 +220,7 @@ def hat(
         tasks=tasks,
         root="params/",
     )
-    return within_tasks("hat", method)
+    return guarded("hat", method)
 
 
 def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:

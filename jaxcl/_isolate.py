@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from jaxcl import masks
+from jaxcl._checks import is_concrete
 
 PyTree = Any
 
@@ -66,8 +67,7 @@ def isolate(
 
     def init_fn(params):
         masks.check_prefix(trainable, params)
-        arrays = jax.tree.map(jnp.asarray, trainable)
-        return IsolateState(arrays, inner.init(params))
+        return apart(IsolateState(_arrays(trainable), inner.init(params)), params)
 
     def update_fn(updates, state, params=None, **extra_args):
         # Tied to the gradient, so that XLA forms a mask from its factors inside the update instead
@@ -102,7 +102,7 @@ def set_trainable(opt_state: optax.OptState, trainable: PyTree) -> optax.OptStat
         if isinstance(node, IsolateState):
             found.append(node)
             # An isolate may wrap another one.
-            return IsolateState(jax.tree.map(jnp.asarray, trainable), visit(node.inner))
+            return IsolateState(_arrays(trainable), visit(node.inner))
         return node
 
     def visit(tree):
@@ -115,6 +115,27 @@ def set_trainable(opt_state: optax.OptState, trainable: PyTree) -> optax.OptStat
             "for example isolate(optax.adam(1e-3))."
         )
     return opt_state
+
+
+def apart(tree: PyTree, *kept: PyTree) -> PyTree:
+    """The tree, with a copy of each array that is in `kept` too or that it holds twice.
+
+    Whoever donates the one then does not delete the other. What is traced stays as it is.
+    """
+    seen = {id(leaf) for leaf in jax.tree.leaves(kept)}
+
+    def own(leaf):
+        if isinstance(leaf, jax.Array) and is_concrete(leaf):
+            leaf = leaf.copy() if id(leaf) in seen else leaf
+            seen.add(id(leaf))
+        return leaf
+
+    return jax.tree.map(own, tree)
+
+
+def _arrays(mask):
+    """A mask's leaves as arrays of its own, as the state that holds them may be donated."""
+    return jax.tree.map(lambda m: jnp.array(m) if is_concrete(m) else m, mask)
 
 
 def _drop_frozen(mask, gradient):

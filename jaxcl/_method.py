@@ -4,13 +4,14 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxcl import masks
 from jaxcl._checks import check_count, check_pattern, check_task, shorten
+from jaxcl._isolate import apart
 
 PyTree = Any
 
@@ -63,7 +64,7 @@ def finetune() -> Method:
 
     Trained on the data of all tasks so far, it is joint training, the upper reference.
     """
-    return Method(
+    method = Method(
         init=lambda key, params: (params, ()),
         begin_task=lambda key, theta, state, task: (theta, state),
         view=lambda theta, state, task, progress=None: theta,
@@ -73,6 +74,7 @@ def finetune() -> Method:
         end_task=lambda theta, state, task: (theta, state),
         capacity=lambda theta, state: jnp.float32(1),
     )
+    return guarded("finetune", method)
 
 
 def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
@@ -184,28 +186,39 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         root=method.root,
         owned=method.owned,
     )
-    return within_tasks("multihead", multiheaded)
+    return guarded("multihead", multiheaded)
 
 
-def within_tasks(name: str, method: Method) -> Method:
-    """The method, whose functions refuse a task that it is not made for, where that is known."""
+def guarded(name: str, method: Method) -> Method:
+    """The method, safe to call outside of jit.
+
+    It refuses a task that it is not made for, where the task's number is known; and what it hands
+    out shares no array with what it keeps, so that a training loop may donate all that it holds.
+    """
 
     def known(task):
-        check_task(f"{name}: task", task, cast(int, method.tasks))
+        if method.tasks is not None:
+            check_task(f"{name}: task", task, method.tasks)
         return task
 
+    def view(theta, state, task, progress=None):
+        return apart(method.view(theta, state, known(task), progress), theta, state)
+
+    def trainable(theta, state, task):
+        return apart(method.trainable(theta, state, known(task)), theta, state)
+
+    def penalty(theta, state, task, progress=None):
+        return method.penalty(theta, state, known(task), progress)
+
     return method._replace(
-        begin_task=lambda key, theta, state, task: method.begin_task(
-            key, theta, state, known(task)
+        init=lambda key, params: apart(method.init(key, params), params),
+        begin_task=lambda key, theta, state, task: apart(
+            method.begin_task(key, theta, state, known(task))
         ),
-        view=lambda theta, state, task, progress=None: method.view(
-            theta, state, known(task), progress
-        ),
-        trainable=lambda theta, state, task: method.trainable(theta, state, known(task)),
-        penalty=lambda theta, state, task, progress=None: method.penalty(
-            theta, state, known(task), progress
-        ),
-        end_task=lambda theta, state, task: method.end_task(theta, state, known(task)),
+        view=view,
+        trainable=trainable,
+        penalty=penalty,
+        end_task=lambda theta, state, task: apart(method.end_task(theta, state, known(task))),
     )
 
 

@@ -18,7 +18,7 @@ from jaxcl._checks import (
     is_concrete,
     shorten,
 )
-from jaxcl._method import HEAD, Method, finetune, within_tasks
+from jaxcl._method import HEAD, Method, finetune, guarded
 
 PyTree = Any
 MOST_TASKS = 254  # owners are uint8
@@ -169,7 +169,7 @@ def packnet(
         tasks=tasks,
         owned=lambda state: state.owner,
     )
-    return within_tasks("packnet", method)
+    return guarded("packnet", method)
 
 
 def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxcl._checks import check_choice, check_count, check_number
 from jaxcl._conv import conv_general_dilated
-from jaxcl._method import Method, draw, finetune, within_tasks
+from jaxcl._method import Method, draw, finetune, guarded
 from jaxcl._model import LateralSpec, Model
 
 PyTree = Any
@@ -116,7 +116,7 @@ def pnn(
         capacity=lambda theta, state: jnp.float32(1),  # it grows, and is always in full use
         tasks=tasks,
     )
-    return within_tasks("pnn", method), _network(model, tasks, specs)
+    return guarded("pnn", method), _network(model, tasks, specs)
 
 
 def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
