@@ -16,7 +16,7 @@ PyTree = Any
 
 MOST_EXPONENT = 50.0  # the original's thres_cosh
 MOST_EMBEDDING = 6.0  # the original's thres_emb
-GRADIENTS = ("original", "clipped", "ideal")
+GRADIENTS = ("original", "published", "clipped", "ideal")
 
 
 class HATState(NamedTuple):
@@ -40,7 +40,10 @@ def gate(embedding, s, s_max, gradient="original"):
         s_max: scale at the end of the annealing, scalar.
         gradient: which derivative to use with respect to `embedding`:
             `"original"`: the annealed gate's, times the published compensation, as float32
-            evaluates it: exactly 0 for active units once s * e exceeds about 17;
+            evaluates it whatever the type of `embedding`: exactly 0 for active units once s * e
+            exceeds about 17;
+            `"published"`: the same expression in the precision of `embedding`, so that in float64
+            active units are held less: 78.6 and not 0 for e = 1, s = 20, s_max = 400;
             `"clipped"`: the closed form, damped where the exponent's clip at 50 takes effect;
             `"ideal"`: the closed form s_max * sigmoid'(e), a straight-through estimator.
 
@@ -64,7 +67,11 @@ def _gate_fwd(embedding, s, s_max, gradient):
 
 def _gate_bwd(gradient, residuals, cotangent):
     e, s, s_max, a = residuals
-    if gradient == "original":
+    zeros = jnp.zeros_like(s), jnp.zeros_like(s_max)
+    if gradient == "original" and e.dtype != jnp.float32:
+        e, s, s_max = (number.astype(jnp.float32) for number in (e, s, s_max))
+        a = jax.nn.sigmoid(s * e)
+    if gradient in ("original", "published"):
         exponent = jnp.clip(s * e, -MOST_EXPONENT, MOST_EXPONENT)
         compensation = s_max / s * (jnp.cosh(exponent) + 1) / (jnp.cosh(e) + 1)
         slope = s * a * (1 - a) * compensation
@@ -73,7 +80,7 @@ def _gate_bwd(gradient, residuals, cotangent):
         if gradient == "clipped":
             window = (jnp.cosh(jnp.asarray(MOST_EXPONENT, e.dtype)) + 1) / (jnp.cosh(s * e) + 1)
             slope = slope * jnp.minimum(1, window)
-    return cotangent * slope, jnp.zeros_like(s), jnp.zeros_like(s_max)
+    return cotangent * slope.astype(cotangent.dtype), *zeros
 
 
 gate.defvjp(_gate_fwd, _gate_bwd)
@@ -101,7 +108,7 @@ def hat(
     s_max: jax.typing.ArrayLike = 400.0,
     c: jax.typing.ArrayLike = 0.75,
     hard: bool = False,
-    gradient: Literal["original", "clipped", "ideal"] = "original",
+    gradient: Literal["original", "published", "clipped", "ideal"] = "original",
     embedding: Literal["normal", "uniform"] = "normal",
 ) -> Method:
     """HAT: each task learns which units it attends to, and protects those that it used.
@@ -136,8 +143,9 @@ def hat(
 
     Source: Serra et al., HAT (2018), Eqs. 1 to 5; authors' code for evaluation with s_max.
     Differs: the factor scales the optimizer's update, not only the gradient, so that it also
-        works under momentum and Adam; for the original's plain SGD this is the same. `hard=True`
-        is ours.
+        works under momentum and Adam; for plain SGD this is the same, but where a norm is clipped,
+        which in the original is that of the scaled gradients: `isolate(..., soft="gradient")`.
+        `hard=True` is ours.
     """
     if wiring is None:
         raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")

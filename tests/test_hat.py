@@ -46,7 +46,32 @@ def test_gradient_of_a_gate(s, e, mode, value):
     assert slope(e, s, mode) == pytest.approx(value, rel=1e-4)
 
 
-@pytest.mark.parametrize("mode", ["original", "clipped", "ideal"])
+@pytest.mark.parametrize(
+    ("s", "e", "mode", "value"),
+    [
+        (20, 1, "original", 0.0),
+        (5, 1, "original", 78.645),
+        (20, -1, "original", 78.645),
+        (20, 1, "published", 78.645),
+    ],
+)
+def test_gradient_of_a_gate_in_float64(s, e, mode, value):
+    """The original's is that of float32, which decides how long active units are held."""
+    with jax.enable_x64(True):
+        slope = jax.grad(jaxcl.gate)(jnp.float64(e), jnp.float64(s), jnp.float64(400), mode)
+        assert slope.dtype == jnp.float64
+        assert slope == pytest.approx(value, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_the_original_gradient_is_float32_s_in_low_precision_too(dtype):
+    s, e = jnp.asarray([5, 20], dtype), jnp.asarray([1, -1], dtype)
+    slope = jax.vmap(lambda e, s: jax.grad(jaxcl.gate)(e, s, jnp.asarray(400, dtype)))(e, s)
+    assert slope.dtype == dtype
+    close(slope.astype("f4"), [78.645, 78.645], 1e-2)
+
+
+@pytest.mark.parametrize("mode", ["original", "published", "clipped", "ideal"])
 def test_gates_are_finite_everywhere(mode):
     e = jnp.linspace(-6, 6, 49)
     for s in (1 / 400, 1.0, 16.0, 400.0):
@@ -392,7 +417,7 @@ def test_hard_gates_are_0_or_1_in_evaluation_and_soft_in_training():
         ({"tasks": 0}, "hat: tasks must be a whole number of at least 1, got 0"),
         (
             {"gradient": "exact"},
-            "gradient must be one of 'original', 'clipped', 'ideal', got 'exact'",
+            "gradient must be one of 'original', 'published', 'clipped', 'ideal', got 'exact'",
         ),
         ({"embedding": "zeros"}, "embedding must be one of 'normal', 'uniform', got 'zeros'"),
     ],

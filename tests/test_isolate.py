@@ -265,7 +265,7 @@ def test_copies_bite_without_their_hold(monkeypatch):
 
 def test_lookahead_is_refused():
     tx = isolate(optax.lookahead(optax.adamw(0.1), 2, 0.5), MASK)
-    with pytest.raises(ValueError, match="isolate: optax.lookahead is not supported"):
+    with pytest.raises(ValueError, match=r"isolate: optax\.lookahead is not supported"):
         tx.init(optax.LookaheadParams(PARAMS, PARAMS))
 
 
