@@ -324,6 +324,25 @@ def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTre
     }
 
 
+def open_gates(embeddings: PyTree) -> dict[str, jax.Array]:
+    """How many units of each gate each task attends to: where there are few, it learns little.
+
+    With none, a task's network gives the same logits whatever the input is, if all paths lead
+    through that layer. In a small network the default `c` can close them all.
+
+    Args:
+        embeddings: for each gate [tasks, units], as in the `theta` of `hat`. The rows of tasks that
+            are still to come are as they were drawn.
+
+    Returns:
+        For each gate an int array [tasks].
+
+    >>> print(open_gates({"layer0": jnp.array([[0.3, -0.2, 1.0], [-1.0, -0.1, -2.0]])})["layer0"])
+    [2 0]
+    """
+    return {name: jnp.sum(table > 0, axis=-1) for name, table in embeddings.items()}
+
+
 def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
     """The share of the network's weights that both of two tasks use: between two open gates.
 

@@ -5,13 +5,22 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import jaxcl
 from jaxcl import _hat, masks, models
-from jaxcl._hat import annealed, attended_weights, cut_unattended, fold, input_factor, regularizer
+from jaxcl._hat import (
+    annealed,
+    attended_weights,
+    cut_unattended,
+    fold,
+    input_factor,
+    open_gates,
+    regularizer,
+)
 from jaxcl._layers import apply_gate
 from tests.small import KEY, SEEDS, TASKS, close, equal, mlp, move, noise, params, quickly
 
@@ -289,6 +298,37 @@ def test_embeddings_start_as_asked():
         assert np.all((table >= low) & (table <= high))
         assert abs(table.mean() - (0 if embedding == "normal" else 1)) < 0.1
         assert abs(table.std() - (1 if embedding == "normal" else 12**-0.5 * 2)) < 0.05
+
+
+def test_a_small_network_that_closed_is_seen_in_its_open_gates():
+    """Five units and three close under the default weight of the regularizer."""
+    x = noise(3, jnp.zeros((64, 4)))
+    y = (x[:, 0] > 0).astype(int)
+
+    @jax.jit
+    def learn(c):
+        method = jaxcl.hat(mlp().wiring, 1, c=c)
+        theta, state = method.init(KEY, params())
+        tx = optax.sgd(0.05)
+
+        def step(carry, progress):
+            def loss(theta):
+                logits, _ = mlp().apply(method.view(theta, state, 0, progress), {}, x)
+                cross = optax.softmax_cross_entropy_with_integer_labels(logits, y).mean()
+                return cross + method.penalty(theta, state, 0, progress)
+
+            updates, opt_state = tx.update(jax.grad(loss)(carry[0]), carry[1])
+            return (method.project(optax.apply_updates(carry[0], updates)), opt_state), None
+
+        epochs = jnp.tile(jnp.linspace(0, 1, 10), 20)
+        theta = jax.lax.scan(step, (theta, tx.init(theta)), epochs)[0][0]
+        right = jnp.argmax(mlp().apply(method.view(theta, state, 0), {}, x)[0], -1) == y
+        return jnp.mean(right), open_gates(theta["embeddings"])
+
+    accuracy, gates = learn(0.0)
+    assert accuracy > 0.7 and min(gates.values()) > 0
+    accuracy, gates = learn(0.75)
+    assert accuracy < 0.6 and max(gates.values()) == 0
 
 
 # What the network computes with
