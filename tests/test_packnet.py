@@ -272,6 +272,108 @@ def test_packnet_prunes_what_it_is_told():
     assert set(state.owner) == {"head/bias", "layers/0/bias", "layers/1/bias"}
 
 
+@pytest.mark.parametrize(
+    ("shapes", "weights"),
+    [
+        # As the norms of Haiku and the biases of one's own, which broadcast.
+        (
+            {"bn/offset": (1, 1, 1, 4), "bn/mean": (1, 4), "lin/w": (4, 4), "lin/c": (1, 4)},
+            {"lin/w"},
+        ),
+        ({"w": (1, 5), "conv/kernel": (1, 1, 1, 5), "c": (1, 5), "d": (2, 1, 5)}, None),
+        # Linen's and nnx's.
+        ({"attention/query/bias": (2, 3), "attention/query/kernel": (6, 2, 3)}, None),
+        ({"Embed_0/embedding": (9, 4), "mlp/kernel": (4, 4), "LayerNorm_0/scale": (3, 4)}, None),
+        ({"patch_embed/kernel": (2, 2, 3, 4), "posembed/pos_embedding": (1, 7, 4)}, None),
+        (
+            {"encoder/pos_embed": (7, 4), "embedder/input_embedding": (9, 4), "up/lora_a": (4, 2)},
+            None,
+        ),
+        # Haiku's and others'.
+        ({"embed/embeddings": (9, 4), "linear/w": (4, 4), "linear/b": (2, 4)}, {"linear/w"}),
+        ({"film/gamma": (3, 4), "film/beta": (3, 4), "film/Dense_0/kernel": (3, 4)}, None),
+        ({"wte": (9, 4), "wpe": (7, 4), "blk/w": (4, 4), "positive/w": (4, 4)}, None),
+        ({"relative_position_bias_table": (9, 2), "w1": (4, 4), "position_table": (7, 4)}, {"w1"}),
+        (
+            {
+                "BatchNorm_12/bend": (3, 4),
+                "ln_f/bend": (3, 4),
+                "norm1/weight": (3, 4),
+                "normal/weight": (3, 4),
+            },
+            None,
+        ),
+    ],
+)
+def test_what_counts_as_a_weight(shapes, weights):
+    """Kernels, by whatever name: no biases, norms or tables of whatever shape."""
+    start = {path: jnp.ones(shape) for path, shape in shapes.items()}
+    if weights is None:
+        names = ("kernel", "w", "weight", "lora_a", "d")
+        weights = {p for p in shapes if p.split("/")[-1] in names and p != "norm1/weight"}
+    assert set(jaxcl.packnet(2).init(KEY, start)[1].owner) == weights
+
+
+STACK = {
+    "layers": {"kernel": np.stack([0.01 * noise(0, np.zeros((4, 5))), noise(1, np.zeros((4, 5)))])},
+    "out": {"kernel": noise(2, np.zeros((5, 2)))},
+}
+
+
+@pytest.mark.parametrize(
+    "stacked", ["layers/", lambda path, leaf: (0,) if path.startswith("layers") else ()]
+)
+def test_each_layer_of_a_stack_is_ranked_on_its_own(stacked):
+    """Ranked as one leaf, a layer of small weights would lose them all."""
+    freed = {}
+    for options in ({"stacked": stacked}, {}):
+        method = jaxcl.packnet(2, 0.5, **options)
+        theta, state = method.begin_task(KEY, *method.init(KEY, STACK), 0)
+        _, state = jax.jit(method.end_task)(theta, state, 0)
+        freed[bool(options)] = jax.tree.map(lambda o: o == 0, state.owner)
+    equal(freed[False]["layers/kernel"], [np.ones((4, 5)), np.zeros((4, 5))])
+    for layer, marked in zip(STACK["layers"]["kernel"], freed[True]["layers/kernel"]):
+        equal(marked, masks.smallest_fraction(layer, 0.5))
+    equal(freed[True]["out/kernel"], masks.smallest_fraction(STACK["out"]["kernel"], 0.5))
+
+
+def test_a_stack_may_lie_along_any_axes():
+    leaf = noise(3, np.zeros((3, 2, 4, 2)))
+    method = jaxcl.packnet(2, 0.25, stacked=lambda path, leaf: (3, 1))
+    theta, state = method.begin_task(KEY, *method.init(KEY, {"kernel": leaf}), 0)
+    _, state = method.end_task(theta, state, 0)
+    for i in range(2):
+        for j in range(2):
+            expected = masks.smallest_fraction(leaf[:, i, :, j], 0.25)
+            equal(state.owner["kernel"][:, i, :, j] == 0, expected)
+
+
+def test_stacked_biases_are_no_weights():
+    start = STACK | {"layers": STACK["layers"] | {"shift2": np.ones((2, 5))}}
+    assert "layers/shift2" in jaxcl.packnet(2).init(KEY, start)[1].owner
+    owner = jaxcl.packnet(2, stacked="layers/").init(KEY, start)[1].owner
+    assert set(owner) == {"layers/kernel", "out/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"stacked": "("}, r"packnet: stacked must be a regular expression, got '\('"),
+        ({"stacked": "0", "scope": "global"}, "scope='global' ranks all layers together"),
+        ({"stacked": "tail"}, "stacked='tail' finds no prunable leaf.*'layers/kernel'"),
+        ({"stacked": lambda *_: (3,)}, r"the axes \(3,\) for 'layers/kernel' of shape \(2, 4, 5\)"),
+        ({"stacked": lambda *_: (0, 0)}, r"axes \(0, 0\) for 'layers/kernel'"),
+        ({"stacked": lambda *_: (0, 1, 2)}, "expected some of its axes, but not all"),
+        # Of a layer's 20 weights 3 are left, and then none; of all 40 it would be 6, and then one.
+        ({"prune": 0.15, "stacked": "layers/"}, "no weight is free for task 3"),
+    ],
+)
+def test_stacked_errors(options, words):
+    with pytest.raises(ValueError, match=words):
+        jaxcl.packnet(**({"tasks": 3} | options)).init(KEY, {"layers": STACK["layers"]})
+    jaxcl.packnet(3, 0.15).init(KEY, {"layers": STACK["layers"]})
+
+
 def test_254_tasks_fit_the_owners():
     method = jaxcl.packnet(254, 0.99)
     theta, state = method.begin_task(KEY, *method.init(KEY, params()), 253)
