@@ -77,21 +77,27 @@ def finetune() -> Method:
     return guarded("finetune", method)
 
 
-def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
+def multihead(
+    method: Method, tasks: int, heads: str = HEAD, *, carried: str | None = None
+) -> Method:
     """Gives every task its own copy of the leaves that match a pattern: its output head.
 
     Each matching leaf gets a leading axis of one row for each task. A task sees and changes its own
-    row alone; `method` governs the rest. Norm layers can be kept per task in the same way.
+    row alone; `method` governs the rest. Norms and biases can be kept per task in the same way:
+    `heads="head|bias|norm"`. A task's head starts fresh, its norms and biases where those of the
+    task before it ended, as the shared ones would.
 
     Args:
         method: the method that governs the shared leaves.
         tasks: number of tasks.
         heads: regular expression, searched in the path of each of the network's parameters.
+        carried: which of those leaves go on from the previous task's; likewise, `"(?!)"` for none.
+            By default the vectors of layers that share their kernels (biases) or have none (norms).
 
     Returns:
-        A method. The first row starts as the given leaf, and so do the others of a vector (biases,
-        norms). The entries of other rows are drawn from the first one's, which is a fresh start
-        under any initializer with independent entries.
+        A method. The first row starts as the given leaf, and so do the others of a vector. The
+        entries of other rows are drawn from the first one's, which is a fresh start under any
+        initializer with independent entries.
 
     Raises:
         ValueError: if there is no task, `method` is made for another number of them, or the pattern
@@ -99,11 +105,14 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
             shares out among the tasks.
 
     Source: task-incremental setting of PNN, HAT and PackNet: the loss and the prediction of a task
-        use that task's head alone.
+        use that task's head alone. The original PackNet trains its biases on and keeps a copy for
+        each task, if it is asked to, and so does CPG (Hung et al., 2019).
     """
 
     check_count("multihead: tasks", tasks)
     check_pattern("multihead: heads", heads)
+    if carried is not None:
+        check_pattern("multihead: carried", carried)
     if method.tasks not in (None, tasks):
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
@@ -148,7 +157,26 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
 
         return masks.map_with_path(stack, theta), state
 
+    def is_carried(theta):
+        """By path, whether a leaf of the tasks' own goes on from the previous task's."""
+        own = {path: leaf for path, leaf in masks.leaves_by_path(theta).items() if is_head(path)}
+        names = {path: path.removeprefix(method.root) for path in own}
+        if carried is not None:
+            return {path: re.search(carried, names[path]) is not None for path in own}
+        layers = [path.rpartition("/")[0] for path, leaf in own.items() if leaf.ndim > 2]
+        return {
+            path: path.rpartition("/")[0] not in layers and not re.search(HEAD, names[path])
+            for path in own
+        }
+
     def begin_task(key, theta, state, task):
+        goes_on = is_carried(theta)
+        theta = masks.map_with_path(
+            lambda path, leaf: (
+                leaf.at[task].set(leaf[jnp.maximum(task - 1, 0)]) if goes_on.get(path) else leaf
+            ),
+            theta,
+        )
         selected, state = method.begin_task(key, select(theta, task), state, task)
         return restore(selected, theta), state
 

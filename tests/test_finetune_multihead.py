@@ -7,7 +7,7 @@ import pytest
 
 import jaxcl
 from jaxcl import masks
-from tests.small import KEY, TASKS, equal, params, row
+from tests.small import KEY, TASKS, equal, noise, params, row
 
 
 def test_finetune_protects_nothing():
@@ -65,6 +65,64 @@ def test_multihead_starts_vectors_as_they_are():
     equal(theta["head"]["bias"], [params()["head"]["bias"]] * TASKS)
 
 
+def begun(theta, task, heads, **options):
+    """Which leaves of each task's own have the row of the task before it, once the task begins."""
+    method = jaxcl.multihead(jaxcl.finetune(), TASKS, heads, **options)
+    rows, state = method.init(KEY, theta)
+    rows = jax.tree.map(lambda leaf, n: leaf + n, rows, noise(1, rows))
+    before, after = (
+        masks.leaves_by_path(tree) for tree in (rows, method.begin_task(KEY, rows, state, task)[0])
+    )
+    changed = {path for path in before if np.any(before[path] != after[path])}
+    for path in changed:
+        equal(after[path][task], before[path][task - 1])
+        equal(np.delete(after[path], task, 0), np.delete(before[path], task, 0))
+    return changed
+
+
+LAYERED = {
+    "Dense_0": {"kernel": np.ones((4, 3), "f4"), "bias": np.ones(3, "f4")},
+    "norm": {"scale": np.ones(3, "f4"), "bias": np.ones(3, "f4")},
+    "Dense_1": {"kernel": np.ones((3, 2), "f4"), "bias": np.ones(2, "f4")},
+}
+SHARED = {"Dense_0/bias", "norm/scale", "norm/bias"}
+
+
+@pytest.mark.parametrize(
+    ("heads", "options", "carried"),
+    [
+        ("Dense_1", {}, set()),
+        ("Dense_1|bias|norm", {}, SHARED),
+        ("Dense_1|bias", {}, SHARED - {"norm/scale"}),
+        ("Dense_1|norm", {}, SHARED - {"Dense_0/bias"}),
+        ("", {}, {"norm/scale", "norm/bias"}),  # all layers are the tasks' own, and start fresh
+        ("Dense_1|bias|norm", {"carried": "(?!)"}, set()),
+        (
+            "Dense_1|bias|norm",
+            {"carried": "norm/|kernel"},
+            {"norm/scale", "norm/bias", "Dense_1/kernel"},
+        ),
+    ],
+)
+def test_norms_and_biases_go_on_from_the_task_before(heads, options, carried):
+    assert begun(LAYERED, 2, heads, **options) == carried
+    assert begun(LAYERED, 0, heads, **options) == set()
+
+
+def test_a_vector_may_be_a_head():
+    """By its name; and under a method that has its own part of `theta`."""
+    flat = {"hidden": np.ones((4, 3), "f4"), "head": np.ones(3, "f4")}
+    assert begun(flat, 1, "head") == set()
+    wiring = jaxcl.Wiring({"g": 5}, {"layers/1/kernel": (("g", 1),)}, {"layers/0/kernel": "g"})
+    method = jaxcl.multihead(jaxcl.hat(wiring, TASKS), TASKS, "head|bias")
+    theta, state = method.init(KEY, params())
+    theta = jax.tree.map(lambda leaf, n: leaf + n, theta, noise(1, theta))
+    after, _ = method.begin_task(KEY, theta, state, 1)
+    biases = [tree["params"]["layers"][0]["bias"] for tree in (theta, after)]
+    equal(biases[1][1], biases[0][0])
+    equal(after["params"]["head"], theta["params"]["head"])
+
+
 def test_multihead_is_for_the_method_s_tasks():
     with pytest.raises(ValueError, match="multihead: 4 tasks, but the method has 3"):
         jaxcl.multihead(jaxcl.packnet(3), 4)
@@ -74,6 +132,7 @@ def test_multihead_is_for_the_method_s_tasks():
     ("options", "words"),
     [
         ({"tasks": 0}, "multihead: tasks must be a whole number of at least 1, got 0"),
+        ({"tasks": 2, "carried": "["}, r"multihead: carried must be a regular expression, got"),
         ({"tasks": 2, "heads": "["}, r"multihead: heads must be a regular expression, got '\['"),
     ],
 )

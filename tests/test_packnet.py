@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import jaxcl
 from jaxcl import masks
 from jaxcl._packnet import ledger, prune_fractions
-from tests.small import KEY, SEEDS, TASKS, equal, mlp, move, noise, params, quickly
+from tests.small import KEY, SEEDS, TASKS, close, equal, mlp, move, noise, params, quickly
 
 ONE = {"layer": {"kernel": jnp.zeros((20, 16)), "bias": jnp.zeros(16)}, "head": jnp.zeros((16, 2))}
 
@@ -121,6 +121,51 @@ def test_packnet_s_biases_may_be_each_task_s_own(heads):
     old, new = (method.view(t, state, 1)["layers"][0]["bias"] for t in (before, theta))
     assert np.all(old != new) == (heads == "head|bias")
     assert np.array_equal(old, new) == (heads == "head")
+
+
+@functools.partial(jax.jit, static_argnames=("shared", "carried"))
+def trained_biases(shared, carried=None):
+    """Three tasks of PackNet, each with two steps of momentum before pruning and after it.
+
+    Biases are trained by every task: as in the original's code, where one set of them goes through
+    all tasks and a copy is kept at the end of each, or by `multihead`.
+    """
+    heads = "head" if shared else "head|bias"
+    method = jaxcl.multihead(jaxcl.packnet(TASKS, 0.5), TASKS, heads, carried=carried)
+    theta, state = method.init(KEY, params())
+    x, y = noise(1, jnp.zeros((TASKS, 8, 4))), noise(2, jnp.zeros((TASKS, 8, 2)))
+    tx, kept = jaxcl.isolate(optax.sgd(0.05, momentum=0.9)), []
+    for task in range(TASKS):
+        theta, state = method.begin_task(KEY, theta, state, task)
+        for phase in range(2):
+            mask = method.trainable(theta, state, task)
+            if shared:
+                mask = masks.map_with_path(
+                    lambda path, m: (path.startswith("layers") and path.endswith("bias")) or m,
+                    mask,
+                )
+            opt_state = jaxcl.set_trainable(tx.init(theta), mask)
+
+            def loss(theta):
+                logits, _ = mlp().apply(method.view(theta, state, task, 0.5), {}, x[task])  # noqa: B023
+                return jnp.mean((logits - y[task]) ** 2)  # noqa: B023
+
+            for _ in range(2):
+                updates, opt_state = tx.update(jax.grad(loss)(theta), opt_state, theta)
+                theta = optax.apply_updates(theta, updates)
+            if phase == 0:
+                theta, state = method.end_task(theta, state, task)
+        kept.append(method.view(theta, state, task)["layers"])
+    return kept, state.owner
+
+
+def test_biases_of_each_task_s_own_go_on_as_the_original_s():
+    expected = trained_biases(shared=True)
+    networks, owner = trained_biases(shared=False)
+    close(networks, expected[0])
+    equal(owner, expected[1])
+    with pytest.raises(AssertionError):  # the broken twin: each task's start anew
+        close(trained_biases(shared=False, carried="(?!)"), expected)
 
 
 @pytest.mark.parametrize(
