@@ -18,7 +18,7 @@ from flax import linen as nn
 from flax import nnx
 
 import jaxcl
-from jaxcl import data, models, recipes, replicas, study, train
+from jaxcl import data, masks, models, recipes, replicas, study, train
 from jaxcl.methods import pnn
 from jaxcl.methods.hat import fold
 from jaxcl.train import loop
@@ -233,7 +233,8 @@ def forgotten(setup, kind, optimizers, retrain=False):
     """Law 1: by optimizer, what of a finished task changes: its view, statistics or logits.
 
     So do the embeddings of any task but the running one, if there are. The optimizer's state is
-    carried over from task to task and into the retraining.
+    carried over from task to task and into the retraining. At the end of each task it is also seen
+    what would change if the task had diverged.
     """
     tasks = examples(kind)
     x = tasks.x[0, :7]
@@ -250,6 +251,21 @@ def forgotten(setup, kind, optimizers, retrain=False):
     @jax.jit
     def end(learner, task):
         return train.end_task(setup, learner, task)
+
+    @jax.jit
+    def diverged(learner, task, value):
+        """All that the task may move, as it would be after steps that are far too large."""
+        mask = setup.method.trainable(learner.theta, learner.state, task)
+        theta = jax.tree.map(
+            lambda leaf, m: jnp.where(m != 0, value, leaf),
+            learner.theta,
+            masks.resolve(mask, learner.theta),
+        )
+        at = {"per_task": task, "shared": (0, task)}.get(setup.norm)  # "frozen" ones stand still
+        statistics = jax.tree.map(
+            lambda rows: rows if at is None else rows.at[at].set(value), learner.statistics
+        )
+        return learner._replace(theta=theta, statistics=statistics)
 
     @jax.jit
     def finished(learner, task):
@@ -284,6 +300,11 @@ def forgotten(setup, kind, optimizers, retrain=False):
             changed |= {"embeddings"} if np.delete(moved, task).any() else set()
             for k, before in enumerate(kept):
                 changed |= changes(before, look(learner, k))
+            for value in (jnp.inf, jnp.nan) if kept else ():
+                ruined = diverged(learner, task, value)
+                for k, before in enumerate(kept):
+                    changed |= changes(before, look(ruined, k))
+                    changed |= changes(before, look(end(ruined, task), k))
             learner = end(learner, task)
             learner = epoch(learner, task, 1) if retrain else learner
             for k, before in enumerate(kept):

@@ -49,6 +49,16 @@ def check_count(name: str, value: Any, most: int | None = None) -> None:
         raise ValueError(f"{name} must be a whole number {limit}, got {value!r}.")
 
 
+def check_task(name: str, task: Any, tasks: int) -> None:
+    """A task is a whole number from 0 on, below `tasks`. What is traced passes."""
+    if not is_concrete(task):
+        return
+    number = np.asarray(task)
+    whole = number.ndim == 0 and np.issubdtype(number.dtype, np.integer)
+    if not whole or not 0 <= number < tasks:
+        raise ValueError(f"{name} must be a whole number from 0 to {tasks - 1}, got {task}.")
+
+
 def check_choice(name: str, value: Any, known: Sequence) -> None:
     """A value is one of those that are known."""
     if value not in known:

@@ -7,27 +7,34 @@ import jax.numpy as jnp
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_count, check_pattern, shorten
+from jaxcl.core.guard import guarded
 from jaxcl.core.method import Method
 from jaxcl.core.trees import draw
 
 HEAD = r"(^|/)head(/|$)"
 
 
-def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
+def multihead(
+    method: Method, tasks: int, heads: str = HEAD, *, carried: str | None = None
+) -> Method:
     """Gives every task its own copy of the leaves that match a pattern: its output head.
 
     Each matching leaf gets a leading axis of one row for each task. A task sees and changes its own
-    row alone; `method` governs the rest. Norm layers can be kept per task in the same way.
+    row alone; `method` governs the rest. Norms and biases can be kept per task in the same way:
+    `heads="head|bias|norm"`. A task's head starts fresh, its norms and biases where those of the
+    task before it ended, as the shared ones would.
 
     Args:
         method: the method that governs the shared leaves.
         tasks: number of tasks.
         heads: regular expression, searched in the path of each of the network's parameters.
+        carried: which of those leaves go on from the previous task's; likewise, `"(?!)"` for none.
+            By default the vectors of layers that share their kernels (biases) or have none (norms).
 
     Returns:
-        A method. The first row starts as the given leaf, and so do the others of a vector (biases,
-        norms). The entries of other rows are drawn from the first one's, which is a fresh start
-        under any initializer with independent entries.
+        A method. The first row starts as the given leaf, and so do the others of a vector. The
+        entries of other rows are drawn from the first one's, which is a fresh start under any
+        initializer with independent entries.
 
     Raises:
         ValueError: if there is no task, `method` is made for another number of them, or the pattern
@@ -35,11 +42,14 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
             shares out among the tasks.
 
     Source: the task-incremental setting: the loss and the prediction of a task use that task's head
-        alone.
+        alone. The authors' code of Mallya and Lazebnik (2018) trains biases on and keeps a copy for
+        each task, if it is asked to, and so do Hung et al. (2019).
     """
 
     check_count("multihead: tasks", tasks)
     check_pattern("multihead: heads", heads)
+    if carried is not None:
+        check_pattern("multihead: carried", carried)
     if method.tasks not in (None, tasks):
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
@@ -84,7 +94,26 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
 
         return masks.map_with_path(stack, theta), state
 
+    def is_carried(theta):
+        """By path, whether a leaf of the tasks' own goes on from the previous task's."""
+        own = {path: leaf for path, leaf in masks.leaves_by_path(theta).items() if is_head(path)}
+        names = {path: path.removeprefix(method.params_prefix) for path in own}
+        if carried is not None:
+            return {path: re.search(carried, names[path]) is not None for path in own}
+        layers = [path.rpartition("/")[0] for path, leaf in own.items() if leaf.ndim > 2]
+        return {
+            path: path.rpartition("/")[0] not in layers and not re.search(HEAD, names[path])
+            for path in own
+        }
+
     def begin_task(key, theta, state, task):
+        goes_on = is_carried(theta)
+        theta = masks.map_with_path(
+            lambda path, leaf: (
+                leaf.at[task].set(leaf[jnp.maximum(task - 1, 0)]) if goes_on.get(path) else leaf
+            ),
+            theta,
+        )
         selected, state = method.begin_task(key, select(theta, task), state, task)
         return restore(selected, theta), state
 
@@ -117,7 +146,7 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
     def on_selected(function, task=0):
         return lambda theta, state: function(select(theta, task), state)
 
-    return method._replace(
+    multiheaded = method._replace(
         init=init,
         begin_task=begin_task,
         view=lambda theta, state, task, progress=None: method.view(
@@ -132,3 +161,4 @@ def multihead(method: Method, tasks: int, heads: str = HEAD) -> Method:
         measures=tuple(m._replace(of=on_selected(m.of)) for m in method.measures),
         tasks=tasks,
     )
+    return guarded("multihead", multiheaded)

@@ -205,7 +205,8 @@ class Method(NamedTuple):
     """A continual-learning method: pure functions over pytrees, all of which may be traced.
 
     `theta` is what the optimizer moves, `state` is what it does not, and what no step changes.
-    `task` is an integer scalar, counted from 0. `progress` is the position within the running
+    `task` is an integer scalar, counted from 0: one out of range is a ValueError where its number
+    is known; of a traced one nothing is promised. `progress` is the position within the running
     epoch, in [0, 1], while `task` is in training; None asks for the network as it is evaluated.
     Only `init` has to be given: without the others, every task may change everything.
 

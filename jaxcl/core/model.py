@@ -64,8 +64,9 @@ class Model(NamedTuple):
         init: `init(key) -> (params, statistics)`.
         apply: `apply(params, statistics, x, *, train=False, key=None) -> (logits, statistics)`,
             with x `[B, ...]` and logits `[B, C]`. The built-in models multiply each layer's output
-            by `params["gates"][name]` `[N]` if there are gates. A model with statistics also takes
-            `freeze_norm=True`: in training, norms use their running averages and leave them alone.
+            by `params["gates"][name]` `[N]` if there are gates; bool gates select. A model with
+            statistics also takes `freeze_norm=True`: in training, norms use their running averages
+            and leave them alone.
         column: `column(params, statistics, x, laterals, *, train=False, key=None) -> (logits,
             hiddens, statistics)`: `laterals[i]`, or nothing where it is None, is added to the
             pre-activation of `Model.laterals[i]`; `hiddens[i]` is that layer's input.

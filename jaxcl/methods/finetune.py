@@ -1,5 +1,6 @@
 """Fine-tuning, which protects nothing: the lower reference; and joint training, the upper one."""
 
+from jaxcl.core.guard import guarded
 from jaxcl.core.method import Method
 from jaxcl.methods.spec import Built, Problem, Spec
 
@@ -9,7 +10,7 @@ def finetune() -> Method:
 
     Trained on the data of all tasks so far, it is joint training, the upper reference.
     """
-    return Method(init=lambda key, params: (params, ()))
+    return guarded("finetune", Method(init=lambda key, params: (params, ())))
 
 
 def _build(problem: Problem, options) -> Built:

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_choice, check_count
+from jaxcl.core.guard import guarded
 from jaxcl.core.method import Measure, Method
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree, draw
@@ -18,7 +19,7 @@ from jaxcl.wiring.table import check_wiring
 
 MOST_EXPONENT = 50.0  # the original's thres_cosh
 MOST_EMBEDDING = 6.0  # the original's thres_emb
-GRADIENTS = ("original", "clipped", "ideal")
+GRADIENTS = ("original", "published", "clipped", "ideal")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class HATOptions:
     s_max: float = option(400.0, above=1, sweep=True)
     c: float = option(0.75, least=0, sweep=True)
     hard: bool = True
-    gradient: Literal["original", "clipped", "ideal"] = "original"
+    gradient: Literal["original", "published", "clipped", "ideal"] = "original"
 
 
 class HATState(NamedTuple):
@@ -59,7 +60,10 @@ def gate(embedding, s, s_max, gradient="original"):
         s_max: scale at the end of the annealing, scalar.
         gradient: which derivative to use with respect to `embedding`:
             `"original"`: the annealed gate's, times the published compensation, as float32
-            evaluates it: exactly 0 for active units once s * e exceeds about 17;
+            evaluates it whatever the type of `embedding`: exactly 0 for active units once s * e
+            exceeds about 17;
+            `"published"`: the same expression in the precision of `embedding`, so that in float64
+            active units are held less: 78.6 and not 0 for e = 1, s = 20, s_max = 400;
             `"clipped"`: the closed form, damped where the exponent's clip at 50 takes effect;
             `"ideal"`: the closed form s_max * sigmoid'(e), a straight-through estimator.
 
@@ -83,7 +87,11 @@ def _gate_fwd(embedding, s, s_max, gradient):
 
 def _gate_bwd(gradient, residuals, cotangent):
     e, s, s_max, a = residuals
-    if gradient == "original":
+    zeros = jnp.zeros_like(s), jnp.zeros_like(s_max)
+    if gradient == "original" and e.dtype != jnp.float32:
+        e, s, s_max = (number.astype(jnp.float32) for number in (e, s, s_max))
+        a = jax.nn.sigmoid(s * e)
+    if gradient in ("original", "published"):
         exponent = jnp.clip(s * e, -MOST_EXPONENT, MOST_EXPONENT)
         compensation = s_max / s * (jnp.cosh(exponent) + 1) / (jnp.cosh(e) + 1)
         slope = s * a * (1 - a) * compensation
@@ -92,7 +100,7 @@ def _gate_bwd(gradient, residuals, cotangent):
         if gradient == "clipped":
             window = (jnp.cosh(jnp.asarray(MOST_EXPONENT, e.dtype)) + 1) / (jnp.cosh(s * e) + 1)
             slope = slope * jnp.minimum(1, window)
-    return cotangent * slope, jnp.zeros_like(s), jnp.zeros_like(s_max)
+    return cotangent * slope.astype(cotangent.dtype), *zeros
 
 
 gate.defvjp(_gate_fwd, _gate_bwd)
@@ -120,7 +128,7 @@ def hat(
     s_max: jax.typing.ArrayLike = HATOptions.s_max,
     c: jax.typing.ArrayLike = HATOptions.c,
     hard: bool = False,
-    gradient: Literal["original", "clipped", "ideal"] = "original",
+    gradient: Literal["original", "published", "clipped", "ideal"] = "original",
     embedding: Literal["normal", "uniform"] = "normal",
 ) -> Method:
     """HAT: each task learns which units it attends to, and protects those that it used.
@@ -136,8 +144,10 @@ def hat(
         s_max: scale of the gates at the end of an epoch and in evaluation; above 1.
         c: weight of the regularizer, at least 0.
         hard: evaluate, store and protect with the thresholded gates `embedding > 0`. Then a
-            finished task's network never changes. False is the published method, whose nearly
-            binary gates let a little through.
+            finished task's network never changes, even if a later task diverges. A closed unit
+            computes what the activation makes of 0; if that is infinite (log, a division), the
+            network must be native, and take its gates, which are then bool, by `where`. False is
+            the published method, whose nearly binary gates let a little through.
         gradient: see `gate`.
         embedding: start values, N(0, 1) or U(0, 2).
 
@@ -153,8 +163,9 @@ def hat(
 
     Source: Serra et al., HAT (2018), Eqs. 1 to 5; authors' code for evaluation with s_max.
     Differs: the factor scales the optimizer's update, not only the gradient, so that it also
-        works under momentum and Adam; for the original's plain SGD this is the same. `hard=True`
-        is ours.
+        works under momentum and Adam; for plain SGD this is the same, but where a norm is clipped,
+        which in the original is that of the scaled gradients: `isolate(..., soft="gradient")`.
+        `hard=True` is ours.
     """
     if wiring is None:
         raise ValueError("hat: the model has no wiring; derive it with jaxcl.trace_wiring.")
@@ -177,7 +188,7 @@ def hat(
 
         def attend(table):
             if hard and progress is None:
-                return (table[task] > 0).astype(table.dtype)
+                return table[task] > 0
             scales = jnp.asarray(s, table.dtype), jnp.asarray(s_max, table.dtype)
             return gate(table[task], *scales, gradient)
 
@@ -187,9 +198,9 @@ def hat(
         attention, params = gates(theta, task, progress), theta["params"]
         if hard and progress is None:
             params = cut_unattended(wiring, params, attention)
-        if wiring.native:
-            return params | {"gates": attention}
-        return fold(wiring, params, attention)
+        elif not wiring.native:
+            params = fold(wiring, params, attention)
+        return params | {"gates": attention} if wiring.native else params
 
     def trainable(theta, state, task):
         def share(path, leaf):
@@ -215,10 +226,13 @@ def hat(
         return theta | {"embeddings": jax.tree.map(clip, theta["embeddings"])}
 
     def end_task(theta, state, task):
-        attention = gates(theta, task, None)
-        return theta, HATState(jax.tree.map(jnp.maximum, state.attention, attention))
+        def most(before, now):  # of the two that is a number, where training has diverged
+            return jnp.fmax(before, now.astype(before.dtype))
 
-    return Method(
+        attention = gates(theta, task, None)
+        return theta, HATState(jax.tree.map(most, state.attention, attention))
+
+    method = Method(
         init=init,
         view=view,
         trainable=trainable,
@@ -241,6 +255,7 @@ def hat(
         tasks=tasks,
         params_prefix="params/",
     )
+    return guarded("hat", method)
 
 
 def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:
@@ -297,12 +312,19 @@ def fold(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
 
 
 def cut_unattended(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
-    """Zeroes what feeds a unit whose gate is 0, so that a task's network holds only its own."""
+    """Zeroes what feeds a unit whose gate is 0 and what reads it: a task's network is only its own.
+
+    Later tasks move what is cut, so it is not multiplied by zero, but replaced: 0 * inf is nan. For
+    gates of 0 and 1 this is what `fold` computes.
+    """
 
     def cut(path, leaf):
-        if path not in wiring.outputs:
-            return leaf
-        return jnp.where(gates[wiring.outputs[path]] == 0, jnp.zeros_like(leaf), leaf)
+        if path in wiring.outputs:
+            leaf = jnp.where(gates[wiring.outputs[path]] == 0, jnp.zeros_like(leaf), leaf)
+        if path in wiring.inputs:
+            closed = input_factor(wiring, path, leaf, gates) == 0
+            leaf = jnp.where(closed, jnp.zeros_like(leaf), leaf)
+        return leaf
 
     return masks.map_with_path(cut, params)
 
@@ -327,6 +349,25 @@ def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTre
         for path in wiring.inputs
         if path in wiring.outputs
     }
+
+
+def open_gates(embeddings: PyTree) -> dict[str, jax.Array]:
+    """How many units of each gate each task attends to: where there are few, it learns little.
+
+    With none, a task's network gives the same logits whatever the input is, if all paths lead
+    through that layer. In a small network the default `c` can close them all.
+
+    Args:
+        embeddings: for each gate [tasks, units], as in the `theta` of `hat`. The rows of tasks that
+            are still to come are as they were drawn.
+
+    Returns:
+        For each gate an int array [tasks].
+
+    >>> print(open_gates({"layer0": jnp.array([[0.3, -0.2, 1.0], [-1.0, -0.1, -2.0]])})["layer0"])
+    [2 0]
+    """
+    return {name: jnp.sum(table > 0, axis=-1) for name, table in embeddings.items()}
 
 
 def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:

@@ -1,8 +1,10 @@
 """PackNet: prune, freeze, and pack the next task into what is free."""
 
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -19,11 +21,23 @@ from jaxcl.core.checks import (
     is_concrete,
     shorten,
 )
+from jaxcl.core.guard import guarded
 from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Measure, Method, Phase
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
+
+# Leaves of two or more axes that are no weights all the same, by their names in Flax, Haiku and
+# the usual code of one's own.
+NOT_WEIGHTS = (
+    r"(bias|scale|offset|shift|gamma|beta|gain)$",  # biases; what norms and layers multiply by, add
+    r"(^|/)b$",
+    r"(norm_?\d*|(^|/)(bn|ln|gn)_?\w?)/[^/]+$",  # whatever else a norm has
+    r"(^|/|_)(emb|embeds?|embeddings?|wte|wpe)$",  # tables of tokens
+    r"(^|/)(\w+_)?pos(itions?)?(_\w+)?$",  # and of positions
+)
+WEIGHTS = r"(^|/)(kernel|weight|w)$"  # also where one of their axes has length 1
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ def packnet(
     scope: Literal["leaf", "global"] = "leaf",
     heads: str = HEAD,
     retrain_scale: ArrayLike = PackNetOptions.retrain_scale,
+    stacked: str | Callable[[str, jax.Array], Sequence[int]] | None = None,
 ) -> Method:
     """PackNet: each task keeps its largest weights, and later tasks train what is left.
 
@@ -78,13 +93,18 @@ def packnet(
             but the last, one for each task, or `"equal"`, which leaves each task the same number.
             Numbers may be traced.
         prunable: `(path, leaf) -> bool`, which leaves hold weights to share. By default those of
-            two or more axes outside the heads, but for biases and scales.
+            two or more axes outside the heads, but for biases, scales and shifts, norms, and tables
+            of tokens or positions, which are known by their names: `NOT_WEIGHTS`. An axis of
+            length 1 counts in leaves called kernel, weight or w alone, a stacked one in none.
         reinit_free: where claimed weights start: at zero, at the value they had when they were
             freed, or at a fresh draw from the initial values.
         ties: see `masks.smallest_fraction`.
         scope: rank the weights of each leaf, or all of them together.
         heads: regular expression of the heads' paths, as for `multihead`.
         retrain_scale: factor on the step size after pruning, where the engine trains.
+        stacked: which leaves hold many layers, such as those of a scan [layers, in, out]: the axes
+            `(path, leaf)` are stacked along, such as (0,), or (); or a regular expression of the
+            paths of those with one such axis, their first. Each layer is then ranked on its own.
 
     Returns:
         A method whose `theta` is the parameters. `masks.summary(params, state.owner)` tells which
@@ -106,11 +126,14 @@ def packnet(
     check_choice("packnet: scope", scope, masks.SCOPES)
     check_pattern("packnet: heads", heads)
     check_options(PackNetOptions, {"retrain_scale": retrain_scale}, "packnet: {}".format)
+    if isinstance(stacked, str):
+        check_pattern("packnet: stacked", stacked)
+    if stacked is not None and scope == "global":
+        raise ValueError("packnet: scope='global' ranks all layers together, stacked or not.")
     fractions = prune_fractions(tasks, prune)
-    not_weights = f"{heads}|(bias|scale)$"
-    is_prunable = prunable or (
-        lambda path, leaf: leaf.ndim > 1 and not re.search(not_weights, path)
-    )
+
+    stack_of = partial(_stack, stacked)
+    is_prunable = prunable or partial(_is_weight, heads, stack_of)
 
     def with_owner(function, theta, owner):
         """Maps over the prunable leaves and their owners; the rest stays."""
@@ -124,9 +147,20 @@ def packnet(
         if not weights:
             raise ValueError(
                 "packnet: no leaf is prunable; by default those of two or more axes outside the "
-                f"heads are. The leaves are {shorten(sorted(leaves))}."
+                "heads are, but for biases, norms and embeddings. The leaves are "
+                f"{shorten(sorted(leaves))}."
             )
-        _check_room([leaf.size for leaf in weights.values()], fractions, scope)
+        stacks = {path: stack_of(path, leaf) for path, leaf in weights.items()}
+        if stacked is not None and not any(stacks.values()):
+            raise ValueError(
+                f"packnet: stacked={stacked!r} finds no prunable leaf; those are "
+                f"{shorten(sorted(weights))}."
+            )
+        sizes = []
+        for path, leaf in weights.items():
+            layers = math.prod(leaf.shape[axis] for axis in stacks[path])
+            sizes += [leaf.size // layers] * layers
+        _check_room(sizes, fractions, scope)
         owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
         spare = {}
         if reinit_free == "random":
@@ -172,13 +206,20 @@ def packnet(
         own = jax.tree.map(lambda o: o == task + 1, state.owner)
         with jax.enable_x64(True):  # numbers that are not traced keep Python's precision
             fraction = jnp.asarray(fractions)[task]
-        freed = masks.smallest_fraction(weights, fraction, own, ties=ties, scope=scope)
+        smallest = partial(masks.smallest_fraction, fraction=fraction, ties=ties, scope=scope)
+        if stacked is None:
+            freed = smallest(weights, among=own)
+        else:
+            freed = {
+                path: _by_layer(smallest, stack_of(path, leaf), leaf, own[path])
+                for path, leaf in weights.items()
+            }
         owner = jax.tree.map(lambda o, f: jnp.where(f, 0, o).astype(jnp.uint8), state.owner, freed)
         if reinit_free != "keep":
             theta = with_owner(lambda w, o: jnp.where(o > 0, w, jnp.zeros_like(w)), theta, owner)
         return theta, state._replace(owner=owner)
 
-    return Method(
+    method = Method(
         init=init,
         begin_task=begin_task,
         view=view,
@@ -198,6 +239,7 @@ def packnet(
         tasks=tasks,
         divided=lambda state: state.owner,
     )
+    return guarded("packnet", method)
 
 
 def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:
@@ -256,6 +298,39 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
             f"expected a share above 0 for every task but the last."
         )
     return shares
+
+
+def _is_weight(heads, stack_of, path, leaf):
+    """Whether a leaf holds weights to share, by its name and by its shape within one layer."""
+    if re.search(heads, path) or any(re.search(p, path, re.IGNORECASE) for p in NOT_WEIGHTS):
+        return False
+    shape = [size for axis, size in enumerate(leaf.shape) if axis not in stack_of(path, leaf)]
+    return len(shape if re.search(WEIGHTS, path) else [size for size in shape if size > 1]) > 1
+
+
+def _stack(stacked, path, leaf):
+    """The axes along which a leaf holds one layer after the other."""
+    if stacked is None or isinstance(stacked, str):
+        return (0,) if stacked and re.search(stacked, path) else ()
+    axes = tuple(stacked(path, leaf))
+    if len({*axes} & {*range(leaf.ndim)}) < len(axes) or len(axes) >= max(leaf.ndim, 1):
+        raise ValueError(
+            f"packnet: stacked gives the axes {axes} for '{path}' of shape {tuple(leaf.shape)}; "
+            f"expected some of its axes, but not all, counted from 0."
+        )
+    return axes
+
+
+def _by_layer(smallest, stack, leaf, own):
+    """`smallest` of each of the layers that are stacked along some axes of a leaf."""
+    first = range(len(stack))
+
+    def layers(array):
+        moved = jnp.moveaxis(array, stack, first)
+        return moved.reshape(-1, *moved.shape[len(stack) :])
+
+    freed = jax.vmap(lambda w, o: smallest(w, among=o))(layers(leaf), layers(own))
+    return jnp.moveaxis(freed.reshape(jnp.moveaxis(own, stack, first).shape), first, stack)
 
 
 def _check_room(sizes, fractions, scope):

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxcl.core.checks import check_choice, check_count, check_number
 from jaxcl.core.convolution import conv_general_dilated
+from jaxcl.core.guard import guarded
 from jaxcl.core.method import Measure, Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.core.trees import PyTree, draw
@@ -137,7 +138,7 @@ def pnn(
         isolates=True,
         tasks=tasks,
     )
-    return method, _network(model, tasks, specs)
+    return guarded("pnn", method), _network(model, tasks, specs)
 
 
 def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:

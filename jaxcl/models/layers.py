@@ -48,10 +48,12 @@ def add_lateral(x: jax.Array, lateral: jax.Array | None) -> jax.Array:
 
 
 def apply_gate(x: jax.Array, gates: Mapping[str, jax.Array] | None, name: str) -> jax.Array:
-    """Scales the last axis of `x` by its gate, in the gate's precision."""
+    """Scales the last axis of `x` by its gate, in the gate's precision; a bool gate selects."""
     if not gates or name not in gates:
         return x
     gate = gates[name].reshape((1,) * (x.ndim - 1) + (-1,))
+    if gate.dtype == bool:  # a closed unit is 0 even where it has no finite value
+        return jnp.where(gate, x, jnp.zeros_like(x))
     return (x * gate).astype(x.dtype)
 
 

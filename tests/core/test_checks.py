@@ -49,6 +49,15 @@ def test_counts_have_a_limit():
         checks.check_count("it", 10, most=9)
 
 
+@pytest.mark.parametrize("task", [-1, 2, 0.0, [0, 1], np.int8(-1), jnp.int32(2)])
+def test_tasks(task):
+    for known in (0, np.uint8(1), jnp.int32(1)):
+        checks.check_task("it", known, 2)
+    jax.jit(lambda task: checks.check_task("it", task, 2))(2)
+    with pytest.raises(ValueError, match="it must be a whole number from 0 to 1, got"):
+        checks.check_task("it", task, 2)
+
+
 def test_a_list_of_names_is_cut_in_messages():
     assert checks.shorten([str(i) for i in range(5)], most=3) == "'0', '1', '2' and 2 more"
     assert checks.shorten(["a"]) == "'a'"

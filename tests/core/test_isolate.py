@@ -195,6 +195,103 @@ def test_a_reduction_on_plateau_goes_on():
     equal(jax.tree.map(lambda u: u != 0, updates), full(MASK))
 
 
+# Copies of the parameters within an optimizer's state
+
+
+def averaged(decay, copy):
+    """A transform of a user's own: a running average of the parameters, beside SGD."""
+
+    def update(updates, state, params):
+        updates = jax.tree.map(lambda u: -0.1 * u, updates)
+        after = optax.apply_updates(params, updates)
+        return updates, optax.incremental_update(after, state, 1 - decay)
+
+    return optax.GradientTransformation(lambda params: jax.tree.map(copy, params), update)
+
+
+AVERAGES = {
+    "schedule-free": (
+        lambda: optax.contrib.schedule_free_adamw(0.1, weight_decay=0.1),
+        optax.contrib.schedule_free_eval_params,
+    ),
+    "schedule-free in steps": (
+        lambda: optax.MultiSteps(optax.contrib.schedule_free_adamw(0.1, weight_decay=0.1), 2),
+        lambda state, params: optax.contrib.schedule_free_eval_params(
+            state.inner_opt_state, params
+        ),
+    ),
+    "average": (lambda: averaged(0.9, jnp.copy), lambda state, params: state),
+    "average in a program": (
+        lambda: averaged(0.9, jax.jit(lambda p: 1 * p)),
+        lambda state, params: state,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", AVERAGES)
+def test_copies_of_frozen_entries_stay(name):
+    """Also those that earlier tasks have moved; and what is trainable is averaged as ever."""
+    build, average = AVERAGES[name]
+    tx = isolate(build(), full(MASK))
+    train = trainer(tx)
+    first, state = train(tx.init(PARAMS), PARAMS)
+    equal(moved(PARAMS, average(state.inner, first)), full(MASK))
+    jax.tree.map(
+        lambda mine, m, whole: np.testing.assert_allclose(mine[m], whole[m], 1e-6),
+        average(state.inner, first),
+        full(MASK),
+        average(*reversed(trainer(build())(build().init(PARAMS), PARAMS))),
+    )
+    second, later = train(set_trainable(state, full(OTHER)), first)
+    equal(moved(average(state.inner, first), average(later.inner, second)), full(OTHER))
+
+
+def test_schedule_free_evaluation_of_a_frozen_entry():
+    """It was 2.0222 after ten steps, by weight decay on the optimizer's own copy."""
+    tx = isolate(
+        optax.contrib.schedule_free_adamw(0.1, weight_decay=0.1), {"w": np.array([True, False])}
+    )
+    params = {"w": jnp.array([1.0, 2.0])}
+    after, state = train(tx, tx.init(params), params, steps=10)
+    assert optax.contrib.schedule_free_eval_params(state.inner, after)["w"][1] == 2
+
+
+def test_copies_bite_without_their_hold(monkeypatch):
+    """The broken twin of the tests above."""
+    monkeypatch.setattr(isolation, "_find_copies", lambda *_: [])
+    for name in AVERAGES:
+        with pytest.raises(AssertionError):
+            test_copies_of_frozen_entries_stay(name)
+
+
+def test_lookahead_is_refused():
+    tx = isolate(optax.lookahead(optax.adamw(0.1), 2, 0.5), MASK)
+    with pytest.raises(ValueError, match=r"isolate: optax\.lookahead is not supported"):
+        tx.init(optax.LookaheadParams(PARAMS, PARAMS))
+
+
+def test_a_soft_mask_scales_how_copies_move():
+    share = {"a": np.float32(0.25), "b": np.array([0.0, 1.0], "f4")}
+    start = jax.tree.map(lambda p: p + 1, PARAMS)
+    tx, inner = isolate(averaged(0.9, jnp.copy), share), averaged(0.9, jnp.copy)
+    state = tx.init(PARAMS)._replace(inner=start)
+    _, whole = inner.update(gradients(PARAMS, 0), start, PARAMS)
+    gradient = jax.tree.map(lambda g, s: g * (s != 0), gradients(PARAMS, 0), share)
+    _, state = tx.update(gradient, state, PARAMS)
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
+    close(state.inner["a"], start["a"] + 0.25 * (whole["a"] - start["a"]))
+    equal(state.inner["b"], np.array([start["b"][0], whole["b"][1]]))
+
+
+@pytest.mark.parametrize("inner", INNER)
+def test_what_keeps_no_copies_has_no_more_to_compute(inner, monkeypatch):
+    tx = isolate(INNER[inner](), full(MASK))
+    state = tx.init(PARAMS)
+    lowered = jax.jit(tx.update).lower(PARAMS, state, PARAMS).as_text()
+    monkeypatch.setattr(isolation, "_hold", lambda mask, new, old, copies: new)
+    assert lowered == jax.jit(tx.update).lower(PARAMS, state, PARAMS).as_text()
+
+
 # Numbers
 
 
@@ -237,6 +334,26 @@ def test_a_soft_mask_scales_the_update(inner):
     jax.tree.map(
         lambda u, s, w: np.testing.assert_allclose(u, s * w, rtol=1e-6), updates, share, whole
     )
+
+
+@pytest.mark.parametrize(("soft", "moved"), [("update", 0.01), ("gradient", 0.1)])
+def test_whether_a_clipped_norm_knows_of_soft_entries(soft, moved):
+    """In HAT's original code gradients are scaled before they are clipped."""
+    inner = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0))
+    tx = isolate(inner, {"w": np.array([1e-6, 1.0], "f4")}, soft=soft)
+    params = {"w": jnp.ones(2)}
+    updates, _ = tx.update({"w": jnp.array([10.0, 0.1])}, tx.init(params), params)
+    np.testing.assert_allclose(-updates["w"], [1e-6 if soft == "update" else 1e-5, moved], 1e-4)
+
+
+@pytest.mark.parametrize("inner", INNER)
+@pytest.mark.parametrize("soft", ["update", "gradient"])
+def test_soft_entries_of_zero_are_frozen(inner, soft):
+    share = jax.tree.map(lambda m: m * np.float32(0.5), full(MASK))
+    tx = isolate(INNER[inner](), share, soft=soft)
+    gradient = jax.tree.map(lambda p, m: jnp.where(m, p, jnp.nan), PARAMS, full(MASK))
+    updates, _ = tx.update(gradient, tx.init(PARAMS), PARAMS)
+    equal(jax.tree.map(lambda u: u != 0, updates), full(MASK))
 
 
 def test_attended_is_a_soft_mask_in_two_factors():
@@ -399,6 +516,28 @@ def test_nnx_mask_as_plain_dict():
     assert np.all(before[1] != np.asarray(model.bias[...]))
 
 
+@pytest.mark.parametrize("boxed", [False, True])
+def test_linen_boxed_parameters(boxed):
+    kernel_init = nn.with_partitioning(nn.initializers.ones, (None, "model"))
+    module = nn.Dense(2, kernel_init=kernel_init)
+    params = module.init(jax.random.key(0), jnp.ones((1, 3)))["params"]
+    assert isinstance(params["kernel"], nn.Partitioned)
+    mask = {"kernel": np.array([[True], [False], [True]]), "bias": False}
+    after, _ = train(tx := isolate(optax.adamw(0.1), mask), tx.init(params), params)
+    expected = {"kernel": np.broadcast_to(mask["kernel"], (3, 2)), "bias": np.zeros(2, bool)}
+    equal(moved(nn.unbox(params), nn.unbox(after)), expected)
+
+
+def test_a_mask_may_be_a_function_of_the_parameters():
+    tx = isolate(optax.adamw(0.1), lambda params: masks.by_path(params, [("a", True), ("", False)]))
+    after, _ = train(tx, tx.init(PARAMS), PARAMS)
+    equal(moved(PARAMS, after), {"a": np.ones((2, 3), bool), "b": np.zeros(2, bool)})
+    marked = optax.tree.map_params(tx, lambda leaf: "param", tx.init(PARAMS))
+    assert marked.inner[0].mu == {"a": "param", "b": "param"}
+    with pytest.raises(ValueError, match="expected a mask, not a function"):
+        set_trainable(tx.init(PARAMS), lambda params: True)
+
+
 # Errors
 
 
@@ -419,6 +558,11 @@ def test_errors_name_the_leaf(mask, words):
     state = set_trainable(tx.init(PARAMS), mask)
     with pytest.raises(ValueError, match=words):
         tx.update(PARAMS, state, PARAMS)
+
+
+def test_soft_is_one_of_two():
+    with pytest.raises(ValueError, match="isolate: soft must be one of 'update', 'gradient', got"):
+        isolate(optax.sgd(0.1), soft="both")
 
 
 @pytest.mark.parametrize(
