@@ -39,7 +39,7 @@ class EWCOptions:
         gamma: with online, the share of the importance that is left after a further task.
     """
 
-    strength: float = option(1000.0, least=0, sweep=True)
+    strength: float = option(100.0, least=0, sweep=True)
     fisher: Literal["exact", "sampled", "empirical"] = "exact"
     examples: int | None = option(1000, least=1)
     online: bool = False
@@ -93,6 +93,13 @@ def ewc(
     Differs: heads are left out. The factor 1/2 is the paper's and GMvandeVen's; implementations
         without it, such as Avalanche, mammoth and agem, need half of this strength. Where gamma
         also stands in the loss, as in GMvandeVen's online form, strength is lambda * gamma.
+
+    >>> from jaxcl.core.heads import multihead
+    >>> params = {"head": jnp.ones((4, 2)), "layer": jnp.ones((3, 4))}
+    >>> method = ewc(multihead(finetune(), tasks=5), strength=1e5)
+    >>> theta, state = method.init(jax.random.key(0), params)
+    >>> sorted(state.importance)
+    ['layer']
     """
     given = {"strength": strength, "fisher": fisher, "gamma": gamma}
     check_options(EWCOptions, given, "ewc: {}".format)
@@ -184,6 +191,7 @@ SPEC = Spec(
     options=EWCOptions,
     color="#7b5ea7",
     scenarios=("task", "domain", "class"),
-    example="--ewc.strength 100,1000,10000",
+    presets={"permuted_digits": {"strength": 30.0}, "split_digits": {"strength": 1000.0}},
+    example="--ewc.strength 10,100,1000",
     reference="Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks (2017)",
 )

@@ -37,7 +37,7 @@ class MASOptions:
         examples: examples of each task from which it is estimated; None takes all.
     """
 
-    strength: float = option(1.0, least=0, sweep=True)
+    strength: float = option(0.1, least=0, sweep=True)
     accumulate: Literal["sum", "average"] = "sum"
     examples: int | None = option(1000, least=1)
 
@@ -132,6 +132,7 @@ SPEC = Spec(
     options=MASOptions,
     color="#4aa3d8",
     scenarios=("task", "domain", "class"),
-    example="--mas.strength 0.1,1,10",
+    presets={"permuted_digits": {"strength": 0.3}, "split_digits": {"strength": 0.03}},
+    example="--mas.strength 0.03,0.1,0.3",
     reference="Aljundi et al., Memory aware synapses (2018)",
 )

@@ -118,6 +118,7 @@ SPEC = Spec(
     options=SIOptions,
     color="#b5528f",
     scenarios=("task", "domain", "class"),
+    presets={"permuted_digits": {"strength": 0.3}, "split_digits": {"strength": 30.0}},
     example="--si.strength 0.1,1,10",
     reference="Zenke et al., Continual learning through synaptic intelligence (2017)",
 )

@@ -186,7 +186,7 @@ def heat_map(
     """Accuracy for each pair of settings, the highest in bold.
 
     Args:
-        values: accuracy [rows, columns] in [0, 1].
+        values: accuracy [rows, columns] in [0, 1]; nan, where training diverged, is left empty.
         rows: what each row stands for; the first is highest.
         columns: what each column stands for.
         names: of what differs down the rows, "" for nothing, and across the columns.
@@ -195,8 +195,11 @@ def heat_map(
     size = (1.6 + 0.8 * width, 1.1 + 0.5 * height)
     figure = Figure(figsize=size, layout="constrained")
     ax, shown = figure.subplots(), 100 * values
-    _cells(ax, shown, shown, shown.min(), shown.max(), digits=1, fontsize=9)
-    ax.texts[int(np.argmax(values))].set_fontweight("bold")
+    written = shown[np.isfinite(shown)]
+    low, high = (written.min(), written.max()) if written.size else (0, 100)
+    _cells(ax, shown, shown, low, high, digits=1, fontsize=9)
+    if written.size:
+        ax.texts[int(np.argmax(written))].set_fontweight("bold")
     ax.set(ylim=(height, 0), xlabel=names[1], ylabel=names[0], title="validation accuracy (%)")
     ax.set_xticks(np.arange(width) + 0.5, columns)
     ax.set_yticks(np.arange(height) + 0.5 if names[0] else [], rows if names[0] else [])

@@ -235,6 +235,17 @@ def test_plots_are_the_same_bytes_whatever_the_style_and_leave_it_alone(tmp_path
     assert "<dc:date>" not in (tmp_path / "a" / "accuracy.svg").read_text()
 
 
+def test_a_heat_map_leaves_out_what_diverged():
+    from jaxcl.report import figures
+
+    for values, bold in (([[0.2, np.nan, 0.9]], ["90.0"]), ([[np.nan, np.nan]], [])):
+        [ax] = figures.heat_map(
+            np.array(values), [""], list("abc"[: len(values[0])]), ("", "x")
+        ).axes
+        assert [t.get_text() for t in ax.texts if t.get_fontweight() == "bold"] == bold
+        assert len(ax.texts) == np.isfinite(values).sum()
+
+
 def test_extras_are_loaded_when_used_and_pyplot_never(tmp_path):
     code = f"""
 import sys
