@@ -50,6 +50,9 @@ class Options:
         patience: epochs without a better validation loss before the step size is divided by 3; a
             task ends below 0.002 of it. None trains all epochs.
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
+        scenario: what a network is told: the task, and has a head for it; nothing, with one head
+            for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
+        unseen: in the scenario class, whether logits of classes still to come are masked or kept.
         precision: type of the network's arithmetic; parameters and masks are float32.
     """
 
@@ -67,6 +70,8 @@ class Options:
     select: Literal["loss", "accuracy"] | None = None
     patience: int | None = option(None, least=1)
     norm: Literal["frozen", "per_task"] = "frozen"
+    scenario: Literal["task", "domain", "class"] = "task"
+    unseen: Literal["masked", "kept"] = "masked"
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -142,6 +147,11 @@ def check(choice: Choice) -> None:
     check_options(choice.spec.options, vars(choice.own), f"{choice.spec.name}: {{}}".format)
     if not choice.shared.hidden:
         raise ValueError("Options: hidden needs at least one width.")
+    if choice.shared.scenario not in choice.spec.scenarios:
+        raise ValueError(
+            f"{choice.spec.name} is trained in the scenario {', '.join(choice.spec.scenarios)}, "
+            f"not in {choice.shared.scenario!r}: it has to be told the task."
+        )
 
 
 def swept(spec: Spec) -> list[str]:
@@ -201,8 +211,9 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
     Its hidden layers have the share `width` of their usual units, rounded down, and at least one.
     """
+    each = [task.classes for task in benchmark.tasks]
     options_of_all = {
-        "classes": max(task.classes for task in benchmark.tasks),
+        "classes": sum(each) if options.scenario == "class" else max(each),
         "dtype": jnp.dtype(options.precision),
     }
 
@@ -222,12 +233,14 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
     """What a method is built for."""
-    own = f"{HEAD}|{NORMS}" if choice.shared.norm == "per_task" else HEAD
+    shared = choice.shared
+    own = f"{HEAD}|{NORMS}" if shared.norm == "per_task" else HEAD
     return Problem(
         tasks or len(benchmark.tasks),
-        lambda width=1.0: network(benchmark, choice.shared, width),
-        own,
-        choice.shared.norm,
+        lambda width=1.0: network(benchmark, shared, width),
+        own if shared.scenario == "task" else None,
+        shared.norm,
+        shared.scenario,
     )
 
 
@@ -256,6 +269,7 @@ def recipe(
     choice = _choice(method, options)
     check(choice)
     limit = tasks or len(benchmark.tasks)
+    _check_scenario(choice, benchmark)
     prepare = normalize(benchmark)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
 
@@ -275,9 +289,20 @@ def recipe(
             patience=shared.patience,
             reset=shared.reset_optimizer,
             schedule=SCHEDULES[shared.schedule],
+            scenario=shared.scenario,
+            unseen=shared.unseen,
         )
 
     return setup
+
+
+def _check_scenario(choice: Choice, benchmark: Benchmark) -> None:
+    each = {task.classes for task in benchmark.tasks}
+    if choice.shared.scenario == "domain" and len(each) > 1:
+        raise ValueError(
+            f"{benchmark.name}: the scenario 'domain' needs tasks of the same classes, but they "
+            f"have {', '.join(map(str, sorted(each)))}."
+        )
 
 
 def with_settings(choice: Choice, settings: Mapping[str, Any]) -> Choice:

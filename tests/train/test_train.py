@@ -11,8 +11,10 @@ from flax import nnx
 
 import jaxcl
 from jaxcl import data, masks, models, recipes, study, train
+from jaxcl.core.method import Batch
 from jaxcl.methods.hat import annealed
 from jaxcl.study import feed
+from jaxcl.train import outputs
 
 OPTIONS = recipes.Options(hidden=(6,), batch=16)
 RATE = np.float32(0.05)
@@ -46,7 +48,10 @@ def digits():
 def build(method, plan, seeds, options=OPTIONS, **epochs):
     """A study on one device, whose step size is a setting."""
     own = {"prune": 0.9} if method == "packnet" else {}
-    recipe = recipes.recipe(recipes.choose(method, options, **own), digits())
+    choice = (
+        options if isinstance(options, recipes.Choice) else recipes.choose(method, options, **own)
+    )
+    recipe = recipes.recipe(choice, digits())
     return study.build(
         lambda settings: recipe(settings)._replace(**plan), digits(), seeds,
         settings={"learning_rate": np.full(len(seeds), RATE)},
@@ -516,3 +521,36 @@ def test_parameters_of_another_model(change, words):
     train.start(setup, jax.random.key(0), 2, params)
     with pytest.raises(ValueError, match=words):
         train.start(setup, jax.random.key(0), 2, change(params))
+
+
+# Scenarios
+
+
+@pytest.mark.parametrize("scenario", ["domain", "class"])
+def test_a_scenario_decides_on_heads_and_logits(scenario):
+    choice = recipes.choose("finetune", OPTIONS, scenario=scenario)
+    setup = recipes.recipe(choice, digits())({})
+    learner = train.begin_task(setup, train.start(setup, jax.random.key(0), 2), 0)
+    width = 10 if scenario == "domain" else 20
+    assert learner.theta["head"]["kernel"].shape == (6, width)  # one head for all
+    split = digits().tasks[1].train
+    batch = Batch(split.x[:5], jnp.asarray(split.y[:5]))
+    logits = jnp.zeros((5, width))
+    seen = outputs.visible(setup, (5, width), batch, 0)
+    expected = np.arange(width) < 10  # of the first task alone
+    np.testing.assert_array_equal(seen, np.broadcast_to(expected, (5, width)))
+    later = outputs.labels(setup, batch, 1)
+    np.testing.assert_array_equal(later, split.y[:5] + (10 if scenario == "class" else 0))
+    kept = setup._replace(unseen="kept")
+    loss = outputs.scores(kept, logits, batch, 0)[0]
+    np.testing.assert_allclose(loss, np.log(width), rtol=1e-6)  # all logits take part
+    built = build("finetune", {}, [0], choice, epochs=20)
+    ends = [event for event in study.run(built) if isinstance(event, study.TaskEnd)]
+    assert ends[0].accuracy[0, 0] > 0.3
+    if scenario == "class":  # no logit of the second task could be the largest yet
+        assert ends[0].accuracy[0, 1] == 0
+
+
+def test_a_scenario_that_a_method_is_not_made_for():
+    with pytest.raises(ValueError, match="packnet is trained in the scenario task, not in 'class'"):
+        recipes.choose("packnet", scenario="class")
