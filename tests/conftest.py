@@ -1,12 +1,30 @@
-"""All tests run on four forced CPU devices, with JAX's strictest checks on."""
+"""All tests run on four forced CPU devices, with JAX's strictest checks on.
+
+What one test compiles, the others find: all workers of a run share a folder of compiled programs.
+"""
 
 import os
+import shutil
+import tempfile
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 
+RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+PROGRAMS = Path(tempfile.gettempdir()) / f"jaxcl-tests-{RUN}" / "xla"
+
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 4)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
+jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+
+
+def pytest_sessionfinish(session):
+    """The run's own process, not a worker's, takes the folder away."""
+    if not hasattr(session.config, "workerinput"):
+        for folder in Path(tempfile.gettempdir()).glob(f"jaxcl-tests-{RUN}*"):
+            shutil.rmtree(folder, ignore_errors=True)
