@@ -16,6 +16,7 @@ from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.methods.agem import agem
+from jaxcl.methods.der import der, derpp
 from jaxcl.methods.er import er
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
@@ -43,6 +44,8 @@ __all__ = [
     "analysis",
     "checkpoint",
     "data",
+    "der",
+    "derpp",
     "er",
     "finetune",
     "gate",

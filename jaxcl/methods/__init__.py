@@ -6,7 +6,7 @@ It imports `core` and `wiring`; `study`, `report` and `cli` may import it.
 from collections.abc import Sequence
 
 from jaxcl.core.checks import nearest
-from jaxcl.methods import agem, er, finetune, hat, packnet, pnn
+from jaxcl.methods import agem, der, er, finetune, hat, packnet, pnn
 from jaxcl.methods.spec import Built, NoOptions, Problem, Spec, check_spec, option
 
 __all__ = ["REGISTRY", "Built", "NoOptions", "Problem", "Spec", "find", "option"]
@@ -20,6 +20,8 @@ REGISTRY: tuple[Spec, ...] = (
     packnet.SPEC,
     er.SPEC,
     agem.SPEC,
+    der.SPEC,
+    der.PLUSPLUS,
 )
 
 

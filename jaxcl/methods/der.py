@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from jaxcl.core.checks import check_count
@@ -77,7 +76,8 @@ def der(
         ValueError: for settings out of range, or a base method that isolates tasks or has a memory
             or an auxiliary loss of its own.
 
-    Source: Buzzega et al., Dark experience for general continual learning (2020), Eq. 6; mammoth.
+    Source: Buzzega et al., Dark experience for general continual learning (2020); the order
+        of events, draw, step and storing, is mammoth's.
     Differs: the paper's squared norm is larger than the mean, mammoth's, by the number of logits.
         mammoth draws without replacement, and compares all logits of one head for all tasks.
     """
@@ -111,7 +111,7 @@ def derpp(
     Raises:
         ValueError: as `der` does.
 
-    Source: Buzzega et al. (2020), Eq. 7; mammoth.
+    Source: as `der`; mammoth for the two draws.
     Differs: as `der`. Avalanche draws once for both terms, from a memory that is filled after each
         task.
     """
