@@ -15,6 +15,9 @@ from jaxcl.core.heads import multihead
 from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
+from jaxcl.methods.agem import agem
+from jaxcl.methods.der import der, derpp
+from jaxcl.methods.er import er
 from jaxcl.methods.ewc import ewc
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
@@ -41,9 +44,13 @@ __all__ = [
     "PNNState",
     "PackNetState",
     "Wiring",
+    "agem",
     "analysis",
     "checkpoint",
     "data",
+    "der",
+    "derpp",
+    "er",
     "ewc",
     "finetune",
     "gate",

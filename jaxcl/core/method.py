@@ -39,9 +39,10 @@ class Context(NamedTuple):
         task: the running task, an integer scalar.
         key: a typed key, for this step or this boundary alone.
         progress: position within the epoch, in [0, 1]; None at a boundary.
-        logits: `(theta, state, batch, train=False, statistics=...) -> [B, C]`: each row through
-            its own task's view and head. Without `train` as in evaluation: no dropout, norms use
-            running statistics, those of this moment or the ones that are given.
+        logits: `(theta, state, batch, train=False, statistics=..., key=...) -> [B, C]`: each row
+            through its own task's view and head. Without `train` as in evaluation: no dropout,
+            norms use running statistics, those of this moment or the ones that are given. `key`
+            is for dropout, in the place of the step's own.
         visible: `(shape, batch) -> bool [B, C]`: the logits that take part in each row's loss.
         labels: `(batch) -> int [B]`: each row's label among those logits.
         loss: `(logits, batch) -> [B]`: the set-up's loss of each row.
@@ -72,13 +73,14 @@ class Online(NamedTuple):
             which `x` is stored, and `features` holds the logits' shape.
         extend: `(context, batch, memory) -> batch`, which the step then trains on: the rows of the
             running task first, then those that are replayed.
-        gradient: `(context, gradient, theta, state, memory) -> gradient`, before the optimizer.
+        gradient: `(context, batch, gradient, theta, state, memory) -> gradient`, before the
+            optimizer; `batch` is the running task's rows.
         update: `(context, memory, step) -> memory`, after the optimizer's step.
     """
 
     init: Callable[[Batch, PyTree], PyTree]
     extend: Callable[[Context, Batch, PyTree], Batch] | None = None
-    gradient: Callable[[Context, PyTree, PyTree, PyTree, PyTree], PyTree] | None = None
+    gradient: Callable[[Context, Batch, PyTree, PyTree, PyTree, PyTree], PyTree] | None = None
     update: "Callable[[Context, PyTree, Step], PyTree] | None" = None
 
 

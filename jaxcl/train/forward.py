@@ -43,6 +43,7 @@ def training_logits(setup, theta, state, statistics, batch, task, progress, key)
         return setup.model.apply(params, row, x, train=True, key=key, **extra, **mode)
 
     if batch.task is not None:
+        _check_several_tasks(setup)
         row = statistics_of(setup, statistics, 0)
         logits, row = jax.vmap(
             lambda t: apply(setup.method.view(theta, state, t, progress), row),
@@ -63,6 +64,17 @@ def training_logits(setup, theta, state, statistics, batch, task, progress, key)
             logits, row = apply(params, row)
     at = task if has_rows(setup) else 0
     return logits, jax.tree.map(lambda rows, new: rows.at[at].set(new), statistics, row)
+
+
+def _check_several_tasks(setup: Setup) -> None:
+    if setup.classes is None:
+        raise ValueError(
+            "Setup: training on rows of several tasks needs classes, the number of each task's."
+        )
+    if has_rows(setup):
+        raise ValueError(
+            f"Setup: training on rows of several tasks needs norm='shared', got {setup.norm!r}."
+        )
 
 
 def evaluation_logits(setup, theta, state, statistics, batch, task):
@@ -90,7 +102,7 @@ def lend(
 ) -> Context:
     """What a method is lent: see Context."""
 
-    def logits(theta, state, batch: Batch, train: bool = False, statistics=statistics):
+    def logits(theta, state, batch: Batch, train=False, statistics=statistics, key=key):
         if train:
             args = setup, theta, state, statistics, batch, task, progress, key
             return training_logits(*args)[0]

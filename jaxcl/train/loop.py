@@ -195,7 +195,7 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
         extra = jax.grad(lambda theta: penalty(theta, state, task, progress))(theta)
         gradient = jax.tree.map(jnp.add, gradient, extra)
         if online.gradient is not None:
-            gradient = online.gradient(context, gradient, theta, state, carry.memory)
+            gradient = online.gradient(context, new_rows, gradient, theta, state, carry.memory)
     updates, opt_state = run.tx.update(
         gradient, carry.opt_state, theta, **_extra_arguments(run, value, gradient, objective)
     )
