@@ -51,8 +51,8 @@ def isolate(
             (True may change), a float in [0, 1] (the share of its update that an entry gets), or
             `masks.Attended`. Values are not checked, as they may be traced.
         soft: what a soft entry scales. `"update"`: what comes out of `inner`. `"gradient"`: what
-            goes in, so that a clipped norm is that of the scaled gradients, as Serra et al. (2018) do
-            code; for an `inner` that is linear but for its clipping, such as
+            goes in, so that a clipped norm is that of the scaled gradients, as in the code of
+            Serra et al. (2018); for an `inner` that is linear but for its clipping, such as
             `chain(clip_by_global_norm(1.0), sgd(0.1))`: Adam would undo the scale, and momentum
             goes on with what it has.
 
