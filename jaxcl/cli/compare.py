@@ -1,7 +1,10 @@
 """`jaxcl compare`: trains method after method, keeps a checkpoint, and writes what came out."""
 
+import itertools
+import os
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +16,18 @@ from rich.console import Console
 
 from jaxcl import report, study, train
 from jaxcl.cli import processes
-from jaxcl.cli.folder import claim, write_settings
+from jaxcl.cli.folder import check_free, claim, hold, write_settings
 from jaxcl.cli.options import Compare
-from jaxcl.cli.session import layout_options, load, settings_of
-from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
+from jaxcl.cli.session import (
+    check_size,
+    folder_of,
+    layout_options,
+    load,
+    notes,
+    settings_of,
+    sizes_that_exist,
+)
+from jaxcl.cli.terminal import bars, conclude, consoles, introduce, results_shown, show
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
@@ -59,11 +70,19 @@ class MethodRun(NamedTuple):
     folder: Path
     parameters: int
     extra_bytes: int
-    about: str  # what the terminal says of it beforehand
+    about: list[str]  # what the terminal says of it beforehand
 
 
-def prepare(command: Compare, devices: Sequence[Device], cache: Path | None) -> Callable:
+def prepare(
+    command: Compare, devices: Sequence[Device], cache: str, held: ExitStack
+) -> Callable[[], None]:
     """Checks everything that can go wrong; writes no more than the settings.
+
+    Args:
+        command: what is asked for.
+        devices: the devices to run on.
+        cache: what to say of the cache of compiled programs.
+        held: keeps the folder until it is closed.
 
     Returns:
         A function that does the work.
@@ -72,8 +91,9 @@ def prepare(command: Compare, devices: Sequence[Device], cache: Path | None) -> 
         ValueError: for bad input, or a folder that holds another run.
     """
     run, options = command.run, command.training
-    folder = run.out.expanduser() / (run.name or run.benchmark)
+    folder = folder_of(run, usual=run.benchmark)
     with processes.agreement():
+        check_free(folder)
         benchmark = load(run, options)
         own = {
             choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
@@ -88,11 +108,18 @@ def prepare(command: Compare, devices: Sequence[Device], cache: Path | None) -> 
     layout = {"devices_per_replica": run.devices_per_replica, "chunk": run.chunk}
     processes.check_same(folder, {**settings, **layout})
     with processes.agreement():
+        if processes.is_main():
+            held.enter_context(hold(folder))
+            claim(folder, settings, command.resume)  # by now another process may have been here
+    with processes.agreement():
         runs = {name: _restore(one) for name, one in runs.items()}
-    if processes.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_settings(folder, settings, command, devices)
-    return partial(_work, runs, benchmark, settings, command.warn_free, folder, cache)
+    with processes.agreement():
+        if processes.is_main():
+            write_settings(folder, settings, command, devices)
+            for one in runs.values():
+                _put_aside(one)
+    said = notes(benchmark, options)
+    return partial(_work, runs, benchmark, settings, command.warn_free, folder, [cache, *said])
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -106,10 +133,12 @@ def _method_run(
 ) -> MethodRun:
     """Builds one method's studies."""
     run, tasks = command.run, len(benchmark.tasks)
-    studies = recipes.studies(
-        choice, benchmark, seeds=range(run.seeds), **layout_options(run, devices)
-    )
-    learner = _shapes(studies[-1])
+    with sizes_that_exist():
+        studies = recipes.studies(
+            choice, benchmark, seeds=range(run.seeds), **layout_options(run, devices)
+        )
+        learner = _shapes(studies[-1])
+    check_size(studies, learner)
     parameters, extra_bytes = recipes.cost(choice, benchmark, learner)
 
     def unknown(*shape):
@@ -128,7 +157,7 @@ def _method_run(
     )
     about = choice.spec.about
     name = choice.spec.name
-    said = f"{name}: {about(learner)}" if about else ""
+    said = [f"{name}: {about(learner)}"] if about else []
     path = folder / "checkpoints" / name
     return MethodRun(choice, studies, 0, nothing, path, parameters, extra_bytes, said)
 
@@ -153,10 +182,22 @@ def _measures(one: Study, learner: PyTree) -> dict[str, tuple[int, ...]]:
 
 def _restore(run: MethodRun) -> MethodRun:
     """A method as far as its latest checkpoint, spread over the devices that there are now."""
-    found = checkpoint.latest(run.folder)
-    if not found:
+    tasks = run.record.accuracy.shape[1]
+    newest = checkpoint.latest(run.folder)
+    found = newest and checkpoint.latest(run.folder, readable=True)
+    if not newest:
         return run
+    if not found:
+        checkpoint.verify(newest[1])  # says what is wrong
+        raise ValueError(f"the checkpoint in {newest[1]} cannot be read.")
     done, path = found
+    if done > tasks:
+        raise ValueError(f"{path} is of a task that this run does not have.")
+    if newest != found:
+        run.about.append(
+            f"{run.choice.spec.name}: {newest[1].name} cannot be read and is passed over; it goes "
+            f"on after {path.name}"
+        )
     one = next(one for one in run.studies if len(one.benchmark.tasks) >= done)
     layout = one.layout
     own = NamedSharding(layout.mesh, PartitionSpec(replicas.AXIS))
@@ -172,7 +213,7 @@ def _restore(run: MethodRun) -> MethodRun:
     )
     record = checkpoint.restore(path, run.record._replace(learners=learners))
     learners = record.learners
-    if done == run.record.accuracy.shape[1]:
+    if done == tasks:
         learners = None
     elif rows != layout.padded:
         index = np.minimum(np.arange(layout.padded), layout.replicas - 1)
@@ -182,14 +223,24 @@ def _restore(run: MethodRun) -> MethodRun:
     return run._replace(done=done, record=numbers._replace(learners=learners))
 
 
+def _put_aside(run: MethodRun) -> None:
+    """Gives another name to what stands, unreadable, where a checkpoint is going to be."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    for task in range(run.done, run.record.accuracy.shape[1]):
+        path = run.folder / f"task_{task + 1}"
+        names = (path.with_name(f"{path.name}.unreadable_{i}") for i in itertools.count(1))
+        if os.path.lexists(path):
+            path.rename(next(name for name in names if not os.path.lexists(name)))
+
+
 def _work(
-    runs: dict[str, MethodRun], benchmark: Benchmark, settings: dict, least_free, folder, cache
+    runs: dict[str, MethodRun], benchmark: Benchmark, settings: dict, least_free, folder, said
 ) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
-    introduce(err, settings, next(iter(runs.values())).studies[0].layout, cache)
-    for about in filter(None, (run.about for run in runs.values())):
-        err.print(about, soft_wrap=True)
+    introduce(err, settings, next(iter(runs.values())).studies[0].layout)
+    for line in filter(None, [*said, *(line for run in runs.values() for line in run.about)]):
+        err.print(line, soft_wrap=True)
     methods = {}
     with bars(err) as progress:
         rows = {name: progress.add_task(name, start=False, total=1, status="") for name in runs}
@@ -208,9 +259,10 @@ def _work(
     if not processes.is_main():
         return
     paths = report.write(results, folder)
-    out.print(report.table(results))
-    out.print(report.sentence(results))
-    conclude(out, folder, [folder / "settings.json", *paths])
+    with results_shown():
+        out.print(report.table(results))
+        out.print(report.sentence(results))
+        conclude(out, folder, [folder / "settings.json", *paths])
     if all(row.diverged == len(seeds) for row in report.summary(results)):
         raise FloatingPointError("no method has a finite result; choose a smaller step size.")
 

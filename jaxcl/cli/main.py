@@ -1,8 +1,9 @@
 """The command `jaxcl`: from words to a job, and the job in a process that ends as it should.
 
 `jaxcl compare` trains several methods on one sequence of tasks, `jaxcl sweep` one method with many
-settings. Bad input ends in one sentence and exit code 2, before a file is written. What follows is
-in `compare` and `sweep`.
+settings. What follows is in `compare` and `sweep`. Bad input ends in one sentence and exit code 2,
+before a file is written; so does what the machine refuses, such as a full disk. A result that is
+none ends with code 1, an interruption with 130.
 """
 
 import contextlib
@@ -10,16 +11,23 @@ import importlib.util
 import logging
 import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import jax
 
 import jaxcl
-from jaxcl.cli import compare, processes, sweep
-from jaxcl.cli.options import Compare, Run, Sweep, parse
-from jaxcl.study.replicas import Device
+
+if TYPE_CHECKING:
+    from jaxcl.cli.options import Run
+
+# All else is imported where it is used: it takes seconds, in which the user may interrupt, and a
+# package may be missing.
+
+REFUSED = (ValueError, ImportError, OSError)
+BROKEN_PIPE = 141  # as the shell counts a process that SIGPIPE ends
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -29,29 +37,46 @@ def main(args: Sequence[str] | None = None) -> None:
         args: the words after `jaxcl`; by default those of this process.
 
     Raises:
-        SystemExit: with code 2 for bad input, with 130 if the user interrupts.
+        SystemExit: with code 2 for bad input and what the machine refuses, with 1 if nothing has a
+            finite result, with 130 if the user interrupts.
     """
     args = list(sys.argv[1:] if args is None else args)
-    if args == ["--version"]:
-        print(f"jaxcl {jaxcl.__version__}")
-        return
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # any text can be shown, whatever the encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
+        _run(args)
+    except KeyboardInterrupt:
+        _fail("stopped before anything was trained.", code=130)
+    finally:
+        _flush()
+
+
+def _run(args: list[str]) -> None:
+    try:
+        if args == ["--version"]:
+            print(f"jaxcl {jaxcl.__version__}")
+            return
         for module in ("tyro", "rich", "matplotlib"):
             _need(module)
-        command = parse(args)
-        processes.check(command.run)
+        os.environ["MPLBACKEND"] = "agg"  # nothing is drawn on a screen, whatever is asked for
+        logging.getLogger("matplotlib").setLevel(logging.ERROR)
         logging.getLogger("absl").setLevel(logging.ERROR)
+        from jaxcl.cli import compare, options, processes, sweep
+
+        command = options.parse(args)
+        processes.check(command.run)
         cache = use_cache(command.run.cache)
         processes.join(command.run)
-    except (ValueError, ImportError, OSError) as error:
+    except REFUSED as error:
         _fail(error)
-    resumed = "; the same command with --resume goes on" if type(command) is Compare else ""
-    with processes.leaving_at_once(resumed):
+    compares = isinstance(command, options.Compare)
+    prepare: Any = compare.prepare if compares else sweep.prepare
+    resumed = "; the same command with --resume goes on" if compares else ""
+    with processes.leaving_at_once(resumed), contextlib.ExitStack() as held:
         try:
-            devices = use_devices(command.run)
-            prepare = {Compare: compare.prepare, Sweep: sweep.prepare}[type(command)]
-            job = prepare(command, devices, cache)
-        except (ValueError, ImportError, OSError) as error:
+            job = prepare(command, use_devices(command.run), cache, held)
+        except REFUSED as error:
             _fail(error)
         except KeyboardInterrupt:
             _fail("stopped before anything was trained.", code=130)
@@ -59,34 +84,53 @@ def main(args: Sequence[str] | None = None) -> None:
             job()
         except KeyboardInterrupt:
             _fail(f"stopped{resumed}.", code=130)
+        except FloatingPointError as error:
+            _fail(error, code=1)
         except MemoryError as error:
             _fail(error)
+        except OSError as error:
+            _fail(error, hint=resumed)
 
 
-def use_cache(wanted: bool) -> Path | None:
-    """Turns JAX's persistent compilation cache on or off; its folder."""
+def use_cache(wanted: bool) -> str:
+    """Turns JAX's persistent compilation cache on or off; what to say of it."""
     jax.config.update("jax_enable_compilation_cache", wanted)
     if not wanted:
-        return None
-    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    folder = (
-        jax.config.values["jax_compilation_cache_dir"] or Path(cache).expanduser() / "jaxcl" / "xla"
-    )
+        return ""
+    given = jax.config.values["jax_compilation_cache_dir"]
+    try:
+        folder = given or _own_cache()
+        if "://" not in str(folder):
+            # Private: whoever can write there can have this process run a program of his.
+            Path(folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError) as error:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return f"Compiled programs are not kept: {_words(error)}"
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-    return Path(folder)
+    return f"Compiled programs are kept in {folder}; --no-cache turns that off"
 
 
-def use_devices(run: Run) -> list[Device]:
+def _own_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "jaxcl" / "xla"
+
+
+def use_devices(run: "Run") -> list[Any]:
     """The devices to run on, of all processes. On a CPU JAX is told to show each core as one."""
+    from jaxcl.cli import processes
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if run.devices or "JAX_NUM_CPU_DEVICES" not in os.environ:
         with contextlib.suppress(RuntimeError):  # if a backend runs, its devices are what they are
             jax.config.update("jax_num_cpu_devices", run.devices or cores or 1)
     try:
         devices = jax.devices()
-    except RuntimeError as error:
-        raise ValueError(f"no device can be used: {error}") from error
+    except (RuntimeError, AssertionError) as error:  # the latter where a platform has no device
+        asked = jax.config.values["jax_platforms"]
+        of = f" of the platform {asked!r} (JAX_PLATFORMS)" if asked else ""
+        said = f": {error}" if str(error) else "."
+        raise ValueError(f"no device{of} can be used{said}") from error
     groups = [[d for d in devices if d.process_index == p] for p in range(jax.process_count())]
     least, most = min(map(len, groups)), max(map(len, groups))
     if least < most:  # as all processes see
@@ -110,8 +154,27 @@ def _need(module: str) -> None:
         )
 
 
-def _fail(reason: Exception | str, code: int = 2) -> NoReturn:
+def _flush() -> None:
+    """Writes out what is buffered, so that a failure is told here and not by Python at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        # The buffer stays full, and Python would try again.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _fail(OSError(error.errno, error.strerror, "standard output"))
+
+
+def _fail(reason: Exception | str, code: int = 2, hint: str = "") -> NoReturn:
+    if isinstance(reason, BrokenPipeError):
+        raise SystemExit(BROKEN_PIPE)  # who reads has seen enough
+    with contextlib.suppress(OSError):  # nobody is there to be told
+        print(f"jaxcl: {_words(reason)}{hint}", file=sys.stderr, flush=True)
+    raise SystemExit(code)
+
+
+def _words(reason: Exception | str) -> str:
+    """What is wrong, on one line."""
     if isinstance(reason, OSError) and reason.filename:
         reason = f"{reason.filename}: {reason.strerror}"
-    print(f"jaxcl: {' '.join(str(reason).split())}", file=sys.stderr)
-    raise SystemExit(code)
+    return " ".join(str(reason).split())

@@ -130,6 +130,9 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         ValueError: for a command, a method or a module that does not exist.
     """
     args = [_renamed(word) for word in args]
+    for word in args:
+        if not word.replace("\t", " ").isprintable():
+            raise ValueError(f"{word!a} holds what cannot be printed.")
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:
         raise ValueError(
             f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}; the commands are "
@@ -263,8 +266,6 @@ def _check_shared(run: Run, training: Options) -> None:
     name = run.name
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise ValueError(f"--name must be the name of a folder, without a path, got {name!r}.")
-    if name is not None and not name.isprintable():
-        raise ValueError(f"--name must be printable, got {name!r}.")
 
 
 def _method_names(given: str | None) -> tuple[str, ...]:

@@ -49,19 +49,20 @@ def join(run: "Run") -> None:
     if not (run.distributed or run.coordinator):
         return
     if run.coordinator and run.process == 0:
-        _, _, port = run.coordinator.rpartition(":")
         try:
-            socket.create_server(("", int(port))).close()
+            _listen(run.coordinator)
         except OSError as error:
-            raise ValueError(f"process 0 cannot listen at port {port}: {error}") from error
+            raise ValueError(f"process 0 cannot listen at {run.coordinator}: {error}") from error
     jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself
     clock = threading.Timer(run.timeout, _give_up, (run,))
     clock.daemon = True
     clock.start()
     try:
         jax.distributed.initialize(
-            run.coordinator, run.processes, run.process, initialization_timeout=run.timeout + 60
-        )
+            run.coordinator, run.processes, run.process,
+            initialization_timeout=run.timeout + 60,
+            coordinator_bind_address=run.coordinator,  # JAX would listen to any network
+        )  # fmt: skip
     except ValueError as error:
         raise ValueError(
             f"JAX finds no cluster here (TPU, Slurm, Open MPI, GKE): {error} Give --coordinator "
@@ -72,6 +73,13 @@ def join(run: "Run") -> None:
     finally:
         clock.cancel()
     _silence_stdout_of_other_languages()
+
+
+def _listen(address: str) -> None:
+    """Raises OSError if this machine has no such address, or something listens there."""
+    host, _, port = address.rpartition(":")
+    family, *_, where = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    socket.create_server(where, family=family).close()
 
 
 def _give_up(run: "Run") -> None:

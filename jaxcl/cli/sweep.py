@@ -4,6 +4,7 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -13,16 +14,27 @@ import numpy as np
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+from rich.text import Text
 
 from jaxcl import study, train
 from jaxcl.cli import processes
-from jaxcl.cli.folder import claim, write_settings
+from jaxcl.cli.folder import check_free, claim, hold, write_settings
 from jaxcl.cli.options import Sweep
-from jaxcl.cli.session import layout_options, load, settings_of
-from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
+from jaxcl.cli.session import (
+    check_size,
+    folder_of,
+    layout_options,
+    load,
+    notes,
+    settings_of,
+    sizes_that_exist,
+)
+from jaxcl.cli.terminal import bars, conclude, consoles, introduce, results_shown, show
+from jaxcl.core.trees import PyTree
+from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import figures, metrics
 from jaxcl.report.results import plain
-from jaxcl.report.text import counted, listed, markdown, plus_minus, write_whole
+from jaxcl.report.text import counted, escaped, listed, markdown, plus_minus, write_whole
 from jaxcl.study import recipes, replicas
 from jaxcl.study.programs import Study
 from jaxcl.study.recipes import Choice
@@ -52,8 +64,16 @@ class Outcome(NamedTuple):
     test: np.ndarray
 
 
-def prepare(command: Sweep, devices: Sequence[Device], cache: Path | None) -> Callable:
+def prepare(
+    command: Sweep, devices: Sequence[Device], cache: str, held: ExitStack
+) -> Callable[[], None]:
     """Checks everything that can go wrong; writes no more than the settings.
+
+    Args:
+        command: what is asked for.
+        devices: the devices to run on.
+        cache: what to say of the cache of compiled programs.
+        held: keeps the folder until it is closed.
 
     Returns:
         A function that does the work.
@@ -63,45 +83,61 @@ def prepare(command: Sweep, devices: Sequence[Device], cache: Path | None) -> Ca
     """
     run, choice, swept = command.run, command.choice, command.swept
     name = choice.spec.name
-    folder = run.out.expanduser() / (run.name or f"sweep_{name}_{run.benchmark}")
+    folder = folder_of(run, usual=f"sweep_{name}_{run.benchmark}")
     combinations = list(itertools.product(*swept.values()))
     columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
     with processes.agreement():
+        check_free(folder)
         benchmark = load(run, choice.shared)
         settings = settings_of(run, benchmark, choice.shared, method=name)
         settings |= {**vars(choice.own), **command.values}
-        claim(folder, settings, resume=not (folder / "results.json").exists())
-        _check_combinations(choice, benchmark, swept)
-        studies = recipes.studies(
-            choice, benchmark, seeds=list(range(run.seeds)) * len(combinations),
-            settings=dict(zip(swept, columns)), **layout_options(run, devices),
-        )  # fmt: skip
+        _claim(folder, settings)
+        with sizes_that_exist():
+            _check_combinations(choice, benchmark, swept)
+            studies = recipes.studies(
+                choice, benchmark, seeds=list(range(run.seeds)) * len(combinations),
+                settings=dict(zip(swept, columns)), **layout_options(run, devices),
+            )  # fmt: skip
+        check_size(studies, _shapes(recipes.recipe(choice, benchmark)({}), benchmark))
     layout = {"devices_per_replica": run.devices_per_replica, "chunk": run.chunk}
     processes.check_same(folder, {**settings, **layout})
-    if processes.is_main():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_settings(folder, settings, command, devices)
-    label = choice.spec.label
-    return partial(_work, studies, swept, combinations, settings, label, folder, cache)
+    with processes.agreement():
+        if processes.is_main():
+            held.enter_context(hold(folder))
+            _claim(folder, settings)  # by now another process may have been here
+            write_settings(folder, settings, command, devices)
+    label, said = choice.spec.label, [cache, *notes(benchmark, choice.shared)]
+    return partial(_work, studies, swept, combinations, settings, label, folder, said)
+
+
+def _claim(folder: Path, settings: dict) -> None:
+    """A sweep that did not come to its end runs again from the start."""
+    claim(folder, settings, resume=not (folder / "results.json").exists())
 
 
 def _check_combinations(choice: Choice, benchmark, swept) -> None:
     """Starts a learner with each value by itself, as a number, which can be checked."""
-    x, tasks = benchmark.tasks[0].train.x, len(benchmark.tasks)
     make = recipes.recipe(choice, benchmark)
     for name, values in swept.items():
         for value in values:
-            setup = make({name: value})
-            setup = setup._replace(sample=jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-            jax.eval_shape(partial(train.start, setup, tasks=tasks), jax.random.key(0))
+            _shapes(make({name: value}), benchmark)
+
+
+def _shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
+    """The shapes of one learner."""
+    x, tasks = benchmark.tasks[0].train.x, len(benchmark.tasks)
+    setup = setup._replace(sample=jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
+    return jax.eval_shape(partial(train.start, setup, tasks=tasks), jax.random.key(0))
 
 
 def _work(
-    studies: list[Study], swept, combinations, settings: dict, label: str, folder: Path, cache
+    studies: list[Study], swept, combinations, settings: dict, label: str, folder: Path, said
 ) -> None:
     """Trains all replicas, shows the table and writes the results."""
     out, err = consoles()
-    introduce(err, settings, studies[0].layout, cache)
+    introduce(err, settings, studies[0].layout)
+    for line in filter(None, said):
+        err.print(line, soft_wrap=True)
     start = time.perf_counter()
     with bars(err) as progress:
         row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
@@ -112,14 +148,15 @@ def _work(
     count = study.compilations(studies)
     title = f"{label} on {settings['benchmark']}"
     paths = _write(outcome, settings, title, seconds, count, folder)
-    out.print(_table(outcome, title, settings["seeds"]))
-    out.print(_sentence(outcome))
     times = "once" if count == 1 else f"{count} times"
-    out.print(
-        f"{counted(outcome.validation.size, 'run')} in {seconds:.1f} s; the training was compiled "
-        f"{times}."
-    )
-    conclude(out, folder, [folder / "settings.json", *paths])
+    with results_shown():
+        out.print(_table(outcome, title, settings["seeds"]))
+        out.print(_sentence(outcome))
+        out.print(
+            f"{counted(outcome.validation.size, 'run')} in {seconds:.1f} s; the training was "
+            f"compiled {times}."
+        )
+        conclude(out, folder, [folder / "settings.json", *paths])
     if not np.isfinite(outcome.validation).any():
         raise FloatingPointError("no setting has a finite result; choose smaller step sizes.")
 
@@ -179,9 +216,9 @@ def _write(
         "compilations": compilations,
     }
     header, *lines = _cells(outcome)
-    table = f"# {title}\n\n{_sentence(outcome)}\n\n{markdown(header, lines, left=0)}\n"
+    parts = [f"# {escaped(title)}", escaped(_sentence(outcome)), markdown(header, lines, left=0)]
     plots = figures.save(_heat_map(outcome), folder, "heatmap")
-    paths = [write_whole(folder / "table.md", table)]
+    paths = [write_whole(folder / "table.md", "\n\n".join(parts) + "\n")]
     # Last: it says that all is there.
     paths += [write_whole(folder / "results.json", json.dumps(plain(results), indent=1) + "\n")]
     return [*reversed(paths), *plots]
@@ -191,7 +228,7 @@ def _table(outcome: Outcome, title: str, seeds: int) -> Table:
     header, *lines = _cells(outcome)
     note = f"Validation sets, after the last task: mean and 95% interval, {counted(seeds, 'seed')}."
     note += " * is the best."
-    table = Table(title=title, caption=note, box=SIMPLE_HEAD)
+    table = Table(title=Text(title), caption=Text(note), box=SIMPLE_HEAD)
     for name in header:
         table.add_column(name.replace("_", " "), justify="right")
     for i, line in enumerate(lines):

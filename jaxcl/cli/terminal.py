@@ -1,7 +1,10 @@
 """What the command shows while it works."""
 
+import contextlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO, cast
 
 import jax
 from rich.console import Console
@@ -14,12 +17,41 @@ from jaxcl.study import replicas
 
 def consoles() -> tuple[Console, Console]:
     """For results and for progress; only one of several processes shows anything."""
+    plain = {"highlight": False, "markup": False, "emoji": False}
     quiet = not processes.is_main()
-    out = Console(soft_wrap=True, highlight=False, markup=False, quiet=quiet)
-    return out, Console(stderr=True, highlight=False, markup=False, quiet=quiet)
+    err = Console(file=cast(TextIO, _Lossy(sys.stderr)), quiet=quiet, **plain)
+    return Console(soft_wrap=True, quiet=quiet, **plain), err
 
 
-def introduce(err: Console, settings: dict, layout: replicas.Layout, cache: Path | None) -> None:
+class _Lossy:
+    """A stream that loses what it cannot take: training is not given up for its progress."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text):
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
+@contextlib.contextmanager
+def results_shown():
+    """Names standard output where it cannot take the results."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, "standard output") from error
+
+
+def introduce(err: Console, settings: dict, layout: replicas.Layout) -> None:
     """Says what will run where."""
     count, kind = layout.mesh.size, layout.mesh.devices.flat[0].platform.upper()
     several = jax.process_count()
@@ -29,10 +61,6 @@ def introduce(err: Console, settings: dict, layout: replicas.Layout, cache: Path
         f"{counted(count, f'{kind} device')}"
         f"{f' of {several} processes' if several > 1 else ''}"
     )
-    if cache:
-        err.print(
-            f"Compiled programs are kept in {cache}; --no-cache turns that off", soft_wrap=True
-        )
 
 
 def bars(err: Console) -> Progress:

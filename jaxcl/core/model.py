@@ -66,10 +66,12 @@ class Model(NamedTuple):
             with x `[B, ...]` and logits `[B, C]`. The built-in models multiply each layer's output
             by `params["gates"][name]` `[N]` if there are gates; bool gates select. A model with
             statistics also takes `freeze_norm=True`: in training, norms use their running averages
-            and leave them alone.
+            and leave them alone. If it takes `weight` `[B]`, it is told which rows only fill up a
+            batch, by a 0, to leave them out of its statistics.
         column: `column(params, statistics, x, laterals, *, train=False, key=None) -> (logits,
-            hiddens, statistics)`: `laterals[i]`, or nothing where it is None, is added to the
-            pre-activation of `Model.laterals[i]`; `hiddens[i]` is that layer's input.
+            hiddens, statistics)`, and `weight` likewise. `laterals[i]`, or nothing where it is
+            None, is added to the pre-activation of `Model.laterals[i]`; `hiddens[i]` is that
+            layer's input.
         laterals: one LateralSpec for each layer from the second to the head.
         wiring: the table of gates, for the built-in models.
         frozen: `frozen(params, statistics, x) -> features`: the part of the network that does not

@@ -1,5 +1,6 @@
 """PNN: a new column for each task, with lateral connections to the frozen ones."""
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -166,8 +167,11 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
         empty = [(x.shape[0], *s.hidden[:-1], sources, s.hidden[-1]) for s in specs]
         return jax.lax.fori_loop(0, view["task"], run, tuple(jnp.zeros(e) for e in empty))
 
-    def apply(view, statistics, x, *, train=False, key=None, features=None):
+    takes_weight = "weight" in inspect.signature(run_column if specs else model.apply).parameters
+
+    def apply(view, statistics, x, *, train=False, key=None, features=None, weight=None):
         task, own = view["task"], view["own"]
+        mode = {"train": train, "key": key} | ({"weight": weight} if takes_weight else {})
         row = jax.tree.map(lambda leaf: leaf[task], statistics)
         if specs:
             features = frozen(view, statistics, x) if features is None else features
@@ -175,9 +179,9 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
                 apply_lateral(p, spec, h, task)
                 for p, spec, h in zip(own["laterals"], specs, features)
             ]
-            logits, _, row = run_column(own["column"], row, x, tuple(inputs), train=train, key=key)
+            logits, _, row = run_column(own["column"], row, x, tuple(inputs), **mode)
         else:
-            logits, row = model.apply(own["column"], row, x, train=train, key=key)
+            logits, row = model.apply(own["column"], row, x, **mode)
         return logits, jax.tree.map(lambda leaf, new: leaf.at[task].set(new), statistics, row)
 
     return Model(init=init, apply=apply, frozen=frozen if specs else None)

@@ -1,8 +1,9 @@
 """A network as pure functions, made from an nnx module, a linen module or a plain function."""
 
 import inspect
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
 from functools import cache, partial
 from typing import Any
 
@@ -28,6 +29,9 @@ _MODE_FLAGS = {
 _FROZEN_FLAGS = {"use_running_average": True, "update_stats": False}
 _EVALUATION_FLAGS = {name: not value for name, value in _MODE_FLAGS.items()} | _FROZEN_FLAGS
 
+# The weights of the rows of the batch that is running, which its BatchNorms leave out where 0.
+_WEIGHT: ContextVar[jax.Array | None] = ContextVar("weight", default=None)
+
 
 def functional(
     module: nnx.Module | Callable[[nnx.Rngs], nnx.Module],
@@ -39,7 +43,7 @@ def functional(
 
     Returns:
         The module with abstract arrays; `init(key) -> (params, statistics)`; and `run(call, params,
-        statistics, train, key, freeze_norm) -> (call(module), statistics)`.
+        statistics, train, key, freeze_norm, weight) -> (call(module), statistics)`.
     """
     graphs = {}
 
@@ -76,13 +80,14 @@ def functional(
                 stream = jax.random.key(0) if key is None else jax.random.fold_in(key, i)
                 yield path, jax.random.split(stream, shape) if shape else stream
 
-    def run(call, params, statistics, train, key, freeze_norm=False):
+    def run(call, params, statistics, train, key, freeze_norm=False, weight=None):
         if train and key is None and streams:
             path = "/".join(map(str, streams[0][0][:-1]))
             raise ValueError(f"the model draws random numbers from {path!r}: training needs a key.")
         mode = ("freeze_norm" if freeze_norm else "train") if train else "eval"
         net = nnx.merge(graphs[mode], params, nnx.from_flat_state(fresh_streams(key)), statistics)
-        output = call(net)
+        with _weighing(weight if mode == "train" else None):
+            output = call(net)
         after = split(net)[1]
         _check_sown("from_nnx", statistics, after, "as an nnx.Intermediate")
         return output, after if train and not freeze_norm else statistics
@@ -115,8 +120,17 @@ def _freeze(net: nnx.Module) -> nnx.Module:
     return net
 
 
+def _train(net: nnx.Module) -> nnx.Module:
+    """Training mode, in which BatchNorms leave out the rows that only fill up a batch."""
+    net.train()
+    for _, layer in list(nnx.iter_modules(net)):
+        if isinstance(layer, nnx.BatchNorm):
+            layer.__class__ = _masked(type(layer))
+    return net
+
+
 _MODES = {
-    "train": lambda net: (net.train(), net)[1],
+    "train": _train,
     "freeze_norm": _freeze,
     "eval": lambda net: (net.eval(), net)[1],
 }
@@ -129,6 +143,42 @@ def _frozen(kind: type, whole: bool) -> type:
     if bases and kind is not bases[0]:  # what stands last is called last, whatever `kind` passes
         return _told(_FROZEN_FLAGS if whole else _EVALUATION_FLAGS, kind, _frozen(bases[0], whole))
     return _told(_FROZEN_FLAGS if whole or bases else _EVALUATION_FLAGS, kind)
+
+
+@cache
+def _masked(kind: type) -> type:
+    """A kind of BatchNorm that is given a mask of the rows that count."""
+
+    def call(self, x, *args, mask=None, **kwargs):
+        above: Any = super(masked, self)
+        return above.__call__(x, *args, mask=_mask(x, self.axis, mask), **kwargs)
+
+    whole = kind is nnx.BatchNorm
+    # What stands last is called last, whatever `kind` passes.
+    bases = (kind,) if whole else (kind, _masked(nnx.BatchNorm))
+    fields = {"__module__": kind.__module__, "__doc__": kind.__doc__}
+    masked = type(kind)(kind.__name__, bases, fields | ({"__call__": call} if whole else {}))
+    return masked
+
+
+def _mask(x: jax.Array, axis: Any, mask: jax.Array | None) -> jax.Array | None:
+    """The rows of a BatchNorm's input that count, where its first axis still is the batch's."""
+    weight = _WEIGHT.get()
+    features = [i % x.ndim for i in (axis if isinstance(axis, Sequence) else (axis,))]
+    if weight is None or 0 in features or x.shape[0] != weight.shape[0]:
+        return mask
+    rows = (weight > 0).reshape(-1, *[1] * (x.ndim - 1))
+    return rows if mask is None else rows & mask
+
+
+@contextmanager
+def _weighing(weight: jax.Array | None):
+    """Lets the BatchNorms that run within know the weights of the rows."""
+    token = _WEIGHT.set(weight)
+    try:
+        yield
+    finally:
+        _WEIGHT.reset(token)
 
 
 def _told(flags: Mapping[str, bool], kind: type, *others: type) -> type:
@@ -168,7 +218,8 @@ def from_nnx(
 
     With `freeze_norm=True`, every layer that itself keeps statistics (BatchNorm, SpectralNorm, and
     your own with an `nnx.BatchStat`) runs as in evaluation, all others as in training, whatever
-    they are told.
+    they are told. In training, `weight` [B] is 0 for rows that only fill up a batch: every
+    `nnx.BatchNorm` whose input still has B rows leaves them out; a layer of your own counts them.
 
     Args:
         module: a module with `module(x) -> logits`, whose own weights `init` then returns whatever
@@ -203,14 +254,15 @@ def from_nnx(
     def own():
         return nnx.to_pure_dict(nnx.state(abstract, nnx.Param))
 
-    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False, weight=None):
         _check_gates("from_nnx", params, own)
         flags = dict(kwargs[train])
         if takes_rngs and "rngs" not in flags:
             if train and key is None:
                 raise ValueError(f"from_nnx: {kind.__name__} takes rngs: training needs a key.")
             flags["rngs"] = nnx.Rngs(jax.random.key(0) if key is None else key)
-        return run(lambda net: net(x, **flags), params, statistics, train, key, freeze_norm)
+        call = lambda net: net(x, **flags)  # noqa: E731
+        return run(call, params, statistics, train, key, freeze_norm, weight)
 
     return Model(init, apply)
 
@@ -230,7 +282,9 @@ def from_linen(
     "intermediates" or as a perturbation is dropped: no loss is added to that of the logits.
 
     With `freeze_norm=True`, every layer that itself keeps "batch_stats" (BatchNorm, SpectralNorm,
-    and your own) runs as in evaluation, all others as in training, whatever they are told.
+    and your own) runs as in evaluation, all others as in training, whatever they are told. In
+    training, `weight` [B] is 0 for rows that only fill up a batch: every `nn.BatchNorm` whose input
+    still has B rows leaves them out; a layer of your own counts them.
 
     Args:
         module: the module, with `module(x) -> logits`.
@@ -265,15 +319,19 @@ def from_linen(
         statistics.pop("perturbations", None)
         return statistics.pop("params", {}), statistics
 
-    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False, weight=None):
         _check_gates("from_linen", params, own)
         variables = {"params": params, **statistics}
         # A stream that is not named falls back on "params", which only `init` uses itself.
         rngs = {} if key is None else {"params": key}
         mutable = list(statistics) if train else False
-        norms = nn.intercept_methods(_use_statistics) if freeze_norm else nullcontext()
+        norms = nullcontext()
+        if freeze_norm:
+            norms = nn.intercept_methods(_use_statistics)
+        elif train and weight is not None:
+            norms = nn.intercept_methods(_leave_out_rows)
         try:
-            with norms:
+            with norms, _weighing(weight):
                 output: Any = module.apply(
                     variables, x, rngs=rngs, mutable=mutable, **kwargs[train]
                 )
@@ -341,6 +399,14 @@ def _use_statistics(call, args, kwargs, context):
         object.__setattr__(layer, "use_running_average", True)
         flags = flags | {"use_running_average": None}
     return _call_with(flags, call, args, kwargs)
+
+
+def _leave_out_rows(call, args, kwargs, context):
+    """Has linen's BatchNorms leave out the rows that only fill up a batch."""
+    if isinstance(context.module, nn.BatchNorm) and context.method_name == "__call__":
+        x = args[0] if args else kwargs["x"]
+        kwargs = kwargs | {"mask": _mask(x, context.module.axis, kwargs.get("mask"))}
+    return call(*args, **kwargs)
 
 
 def _check_sown(adapter: str, before: PyTree, after: PyTree, remedy: str) -> None:

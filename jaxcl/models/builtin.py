@@ -178,18 +178,17 @@ def as_model(build: Callable) -> Model:
             raise ValueError(f"no gate is called {unknown[0]!r}; expected {list(wiring.gates)}.")
         return params, gates
 
-    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False):
+    def apply(params, statistics, x, *, train=False, key=None, freeze_norm=False, weight=None):
         params, gates = split(params)
         call = lambda net: net(x, gates=gates)  # noqa: E731
-        return run(call, params, statistics, train, key, freeze_norm)
+        return run(call, params, statistics, train, key, freeze_norm, weight)
 
-    def column(params, statistics, x, added, *, train=False, key=None):
+    def column(params, statistics, x, added, *, train=False, key=None, weight=None):
         if len(added) != len(laterals):
             raise ValueError(f"expected {len(laterals)} laterals, one a layer, not {len(added)}.")
         params, gates = split(params)
-        (logits, hiddens), statistics = run(
-            lambda net: net.column(x, added, gates=gates), params, statistics, train, key
-        )
+        call = lambda net: net.column(x, added, gates=gates)  # noqa: E731
+        (logits, hiddens), statistics = run(call, params, statistics, train, key, weight=weight)
         return logits, hiddens, statistics
 
     return Model(init, apply, column, laterals, wiring)

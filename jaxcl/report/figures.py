@@ -5,6 +5,7 @@ it is.
 """
 
 import contextlib
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 
 from jaxcl.report import metrics
 from jaxcl.report.results import Shown, shown_of
-from jaxcl.report.text import plus_minus
+from jaxcl.report.text import plus_minus, write_whole
 
 MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
 
@@ -68,8 +69,10 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     dpi = min(200, MOST_PIXELS / max(figure.get_size_inches()))
-    figure.savefig(svg, dpi=dpi, metadata={"Date": None})
-    figure.savefig(png, dpi=dpi)
+    for path, metadata in ((svg, {"Date": None}), (png, None)):
+        drawn = io.BytesIO()
+        figure.savefig(drawn, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+        write_whole(path, drawn.getvalue())
     return [svg, png]
 
 
@@ -88,7 +91,7 @@ def accuracy(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | Non
     for name, ax in axes.items():
         values = 100 * methods[name]
         mean, half = metrics.confidence_interval(values)
-        lowest = min(lowest, values[:, seen].min())
+        lowest = np.fmin(lowest, np.fmin.reduce(values[:, seen], axis=None))
         for k, color in enumerate(colors):  # the line of a task begins at its number
             x, y, band = np.arange(k, tasks) + 1, mean[k:, k], half[k:, k]
             _band(ax, x, y, band, color=color, alpha=0.2 if few else 0.06)
@@ -117,7 +120,7 @@ def matrix(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None 
     means = {name: 100 * values.mean(axis=0) for name, values in methods.items()}
     tasks = next(iter(means.values())).shape[-1]
     seen, numbers = np.tri(tasks, dtype=bool), tasks <= 10
-    lowest = min(90, *(mean[seen].min() for mean in means.values()))
+    lowest = np.fmin(90, np.fmin.reduce([mean[seen] for mean in means.values()], axis=None))
     size = 1.55 if tasks <= 6 else 2.5
     figure, axes = _panels(list(means), shown, width=size, height=size)
     cells: Any = None
@@ -173,9 +176,9 @@ def shares(
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
         _cells(ax, 100 * values, 100 * values, 0, 100)
-        ax.set_title(title, weight="bold", color=_PLAIN)
-        ax.set_xticks(np.arange(width) + 0.5, columns)
-        ax.set_yticks(np.arange(rows) + 0.5, layers)
+        ax.set_title(_escaped(title), weight="bold", color=_PLAIN)
+        ax.set_xticks(np.arange(width) + 0.5, map(_escaped, columns))
+        ax.set_yticks(np.arange(rows) + 0.5, map(_escaped, layers))
     return _name_axes(figure, "share of each column (%)", "hidden layer")
 
 
@@ -186,7 +189,7 @@ def heat_map(
     """Accuracy for each pair of settings, the highest in bold.
 
     Args:
-        values: accuracy [rows, columns] in [0, 1]; nan, where training diverged, is left empty.
+        values: accuracy [rows, columns] in [0, 1]; nan leaves a cell empty.
         rows: what each row stands for; the first is highest.
         columns: what each column stands for.
         names: of what differs down the rows, "" for nothing, and across the columns.
@@ -195,14 +198,16 @@ def heat_map(
     size = (1.6 + 0.8 * width, 1.1 + 0.5 * height)
     figure = Figure(figsize=size, layout="constrained")
     ax, shown = figure.subplots(), 100 * values
-    written = shown[np.isfinite(shown)]
-    low, high = (written.min(), written.max()) if written.size else (0, 100)
+    known = shown[np.isfinite(shown)]
+    low, high = (known.min(), known.max()) if known.size else (0, 100)
     _cells(ax, shown, shown, low, high, digits=1, fontsize=9)
-    if written.size:
-        ax.texts[int(np.argmax(written))].set_fontweight("bold")
-    ax.set(ylim=(height, 0), xlabel=names[1], ylabel=names[0], title="validation accuracy (%)")
-    ax.set_xticks(np.arange(width) + 0.5, columns)
-    ax.set_yticks(np.arange(height) + 0.5 if names[0] else [], rows if names[0] else [])
+    if known.size:  # only what is finite has a text
+        ax.texts[int(np.argmax(known))].set_fontweight("bold")
+    ax.set(ylim=(height, 0), xlabel=_escaped(names[1]), ylabel=_escaped(names[0]))
+    ax.set_title("validation accuracy (%)")
+    ax.set_xticks(np.arange(width) + 0.5, map(_escaped, columns))
+    rows = rows if names[0] else []
+    ax.set_yticks(np.arange(len(rows)) + 0.5, map(_escaped, rows))
     return figure
 
 

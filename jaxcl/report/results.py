@@ -175,9 +175,14 @@ def summary(results: Results | Mapping[str, Any]) -> list[Row]:
     return [_row(name, method, results.chance) for name, method in results.methods.items()]
 
 
-def _row(name: str, method: MethodResults, chance: float | None) -> Row:
+def counting(method: MethodResults) -> np.ndarray:
+    """The seeds of which means are taken, bool [seeds]: those that did not diverge, if any."""
     well = np.array([at is None for at in method.diverged])
-    kept = well if well.any() else ~well
+    return well if well.any() else ~well
+
+
+def _row(name: str, method: MethodResults, chance: float | None) -> Row:
+    kept = counting(method)
     accuracy = method.accuracy[kept]
     capacity = method.measures.get("capacity")
     in_order = method.shown.role != "upper"
@@ -193,7 +198,7 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
         extra_bytes=method.extra_bytes,
         capacity=None if capacity is None else interval(capacity[kept][:, -1]),
         seconds=method.seconds,
-        diverged=int((~well).sum()),
+        diverged=sum(at is not None for at in method.diverged),
         keeps_all=in_order and bool(np.all(forgetting == 0)),
         at_chance=worst is not None and bool(ends.mean <= worst),
         shown=method.shown,

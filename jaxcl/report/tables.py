@@ -20,7 +20,7 @@ _HEADER += ("extra memory", "capacity (%)", "time (s)")
 def markdown(results: Results | Mapping[str, Any]) -> str:
     """The table in Markdown, with a line that says what the intervals are."""
     rows = [_cells(row) for row in summary(results)]
-    return f"{text.markdown(_HEADER, rows)}\n\n{note(results)}\n"
+    return f"{text.markdown(_HEADER, rows)}\n\n{text.escaped(note(results))}\n"
 
 
 def usage(results: Results | Mapping[str, Any]) -> str:
@@ -47,8 +47,8 @@ def usage(results: Results | Mapping[str, Any]) -> str:
         own = np.mean(np.diagonal(overlap, axis1=1, axis2=2), axis=0)
         means = {f"task {i}": [own[i - 1], *shared[i - 1, 1:]] for i in numbers}
         parts += [
-            f"## {method.shown.label}: weights that a task uses (% of all), and those that a later"
-            " task uses too (% of them)"
+            f"## {text.escaped(method.shown.label)}: weights that a task uses (% of all), and those"
+            " that a later task uses too (% of them)"
         ]
         parts += [_percents(["", "uses", *(f"in task {j}" for j in numbers[1:])], means)]
     return "\n\n".join(parts) + "\n" if parts else ""

@@ -1,5 +1,6 @@
 """Names, numbers, tables and files of text, as reports and experiments write them."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Sequence
@@ -78,16 +79,25 @@ def markdown(header: Sequence, rows: Iterable[Sequence], left: int = 1) -> str:
 def escaped(text: str) -> str:
     """Text for Markdown, on one line: nothing in it is taken for markup.
 
-    >>> print(escaped("a|b <i>"))
-    a\\|b &lt;i&gt;
+    >>> print(escaped("a|b <i> $x$"))
+    a\\|b &lt;i&gt; \\$x\\$
     """
     text = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]])", r"\\\1", text)
+    return re.sub(r"([\\`*_|$\[\]])", r"\\\1", text)
 
 
-def write_whole(path: Path, text: str) -> Path:
-    """Writes a file whole or not at all, so that nobody sees half of one; its path."""
+def write_whole(path: Path, content: str | bytes) -> Path:
+    """Writes a file whole or not at all, so that nobody sees half of one; its path.
+
+    Raises:
+        OSError: if it cannot be written; its `filename` is the path.
+    """
     part = path.with_name(f"{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+    try:
+        part.write_bytes(content if isinstance(content, bytes) else content.encode())
+        os.replace(part, path)
+    except OSError as error:  # a full disk does not say which file it has no room for
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise OSError(error.errno, error.strerror, str(path)) from error
     return path

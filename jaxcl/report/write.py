@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxcl.core.checks import load_extra
 from jaxcl.report import text
-from jaxcl.report.results import Results, as_results, to_json
+from jaxcl.report.results import Results, as_results, counting, to_json
 from jaxcl.report.tables import markdown, usage
 from jaxcl.report.wording import sentence
 
@@ -15,8 +15,9 @@ from jaxcl.report.wording import sentence
 def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path]:
     """Draws the study: each plot as SVG and as PNG, the same bytes for the same results.
 
-    `accuracy` shows each task as the sequence goes on, `matrix` the accuracy matrices, and
-    `capacity` what is used after each task, if some method has a capacity.
+    Seeds that diverged are left out, as in the table. `accuracy` shows each task as the sequence
+    goes on, `matrix` the accuracy matrices, and `capacity` what is used after each task, if some
+    method has a capacity.
 
     Args:
         results: the results of a study, or what `results.json` holds.
@@ -33,8 +34,12 @@ def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
 
     methods = as_results(results).methods
     shown = {name: method.shown for name, method in methods.items()}
-    accuracy = {name: method.accuracy for name, method in methods.items()}
-    used = {name: method.measures.get("capacity") for name, method in methods.items()}
+    kept = {name: counting(method) for name, method in methods.items()}
+    accuracy = {name: method.accuracy[kept[name]] for name, method in methods.items()}
+    used = {
+        name: method.measures["capacity"][kept[name]] if "capacity" in method.measures else None
+        for name, method in methods.items()
+    }
     drawn = {
         "accuracy": figures.accuracy(accuracy, shown),
         "matrix": figures.matrix(accuracy, shown),
@@ -60,7 +65,7 @@ def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
     folder, results = Path(folder), as_results(results)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {text.escaped(results.benchmark)}"
-    parts = [title, sentence(results), markdown(results), usage(results)]
+    parts = [title, text.escaped(sentence(results)), markdown(results), usage(results)]
     page = "\n\n".join(part.strip() for part in parts if part) + "\n"
     files = {"results.json": json.dumps(to_json(results), indent=1) + "\n", "table.md": page}
     paths = [text.write_whole(folder / name, content) for name, content in files.items()]

@@ -13,10 +13,7 @@ from jaxcl.study.programs import Study, build
 def advice(study: Study) -> str:
     """What to do once a device is out of memory, from the sizes of programs with smaller chunks."""
     layout = study.layout
-    devices = layout.mesh.local_devices  # others may not be asked
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
-    if limit is None:  # a CPU, whose devices share the machine's memory
-        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    limit = limit_bytes(layout)
     each, in_all = layout.chunk, layout.per_device
     says = f"the device is out of memory: {each} replicas at a time, {in_all} in all"
     chunk = layout.chunk
@@ -31,6 +28,15 @@ def advice(study: Study) -> str:
         if (needed := program_bytes(smaller)) < 0.9 * limit:
             return f"{says}; --chunk {chunk} needs {needed / 1e9:.2g} of its {limit / 1e9:.2g} GB."
     return f"{says}; no chunk fits its {limit / 1e9:.2g} GB: choose fewer seeds or settings."
+
+
+def limit_bytes(layout: replicas.Layout) -> int:
+    """Bytes that a device has."""
+    devices = layout.mesh.local_devices  # others may not be asked
+    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:  # a CPU, whose devices share the machine's memory
+        limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
+    return limit
 
 
 def program_bytes(study: Study) -> int:

@@ -146,7 +146,7 @@ def test_shows_table_sentence_and_files(finished, tmp_path, capsys):
     compare(tmp_path, "--resume")
     out, err = capsys.readouterr()
     assert "split_digits: 2 tasks, 3 seeds, on 2 CPU devices" in err
-    assert "xla (see --no-cache)" in " ".join(err.split())
+    assert "xla; --no-cache turns that off" in " ".join(err.split())
     total = "packnet: 1 of 4 leaves is prunable: 512 of 610 entries ('layers/0/kernel')"
     assert total in " ".join(err.split())
     for words in ("Fine-tuning", "PackNet", "forgets", "Written to", "results.json"):

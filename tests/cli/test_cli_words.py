@@ -10,6 +10,7 @@ import pytest
 import jaxcl
 from jaxcl import data
 from jaxcl.cli import main as cli
+from jaxcl.cli.options import parse
 from jaxcl.study.recipes import Options
 
 
@@ -135,11 +136,11 @@ def test_missing_extra(module, monkeypatch, capsys):
 
 
 def test_defaults_follow_the_benchmark():
-    command = cli.parse(["compare"])
+    command = parse(["compare"])
     assert command.training == Options(epochs=10)
     assert command.run.benchmark == "permuted_digits"
     for words in (["--benchmark", "split_mnist"], ["--benchmark=split_mnist"]):
-        training = cli.parse(["compare", *words, "--epochs", "3"]).training
+        training = parse(["compare", *words, "--epochs", "3"]).training
         assert (training.hidden, training.batch, training.epochs) == ((400, 400), 64, 3)
 
 
@@ -148,17 +149,17 @@ def test_parses_what_settings_spell_out():
 
     words = "compare --methods hat,pnn --hidden 7,8 --no-hard --alpha 0.5 --no-cache --name a"
     words += " --select loss --patience 5 --warn-free 0.1 --hat.learning-rate 0.02"
-    command = cli.parse(words.split())
+    command = parse(words.split())
     assert (command.training.select, command.training.patience) == ("loss", 5)
     assert command.methods == ("hat", "pnn")
     assert command.training.hidden == (7, 8)
     (hat, pnn) = command.choices
     assert (hat.own.hard, hat.shared.learning_rate, pnn.shared.learning_rate) == (False, 0.02, 0.05)
     assert not command.run.cache
-    assert cli.parse(command_line(command).split()[1:]) == command
-    command = cli.parse(["sweep", "packnet", "--prune", "0.1,0.2"])
+    assert parse(command_line(command).split()[1:]) == command
+    command = parse(["sweep", "packnet", "--prune", "0.1,0.2"])
     assert command.values["prune"] == (0.1, 0.2)
-    assert cli.parse(command_line(command).split()[1:]) == command
+    assert parse(command_line(command).split()[1:]) == command
 
 
 @pytest.mark.parametrize("words", ["--help", "compare --help", "sweep --help"])
