@@ -15,6 +15,7 @@ from jaxcl.core.heads import multihead
 from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
+from jaxcl.methods.expandnet import ExpandNetState, expandnet
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
 from jaxcl.methods.packnet import PackNetState, ledger, packnet
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ExpandNetState",
     "HATState",
     "IsolateState",
     "LateralSpec",
@@ -40,6 +42,7 @@ __all__ = [
     "analysis",
     "checkpoint",
     "data",
+    "expandnet",
     "finetune",
     "gate",
     "hat",

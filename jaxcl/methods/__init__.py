@@ -6,7 +6,7 @@ It imports `core` and `wiring`; `study`, `report` and `cli` may import it.
 from collections.abc import Sequence
 
 from jaxcl.core.checks import nearest
-from jaxcl.methods import finetune, hat, packnet, pnn
+from jaxcl.methods import expandnet, finetune, hat, packnet, pnn
 from jaxcl.methods.spec import Built, NoOptions, Problem, Spec, check_spec, option
 
 __all__ = ["REGISTRY", "Built", "NoOptions", "Problem", "Spec", "find", "option"]
@@ -18,6 +18,7 @@ REGISTRY: tuple[Spec, ...] = (
     pnn.SPEC,
     hat.SPEC,
     packnet.SPEC,
+    expandnet.SPEC,
 )
 
 
