@@ -19,6 +19,7 @@ from jaxcl.methods.agem import agem
 from jaxcl.methods.der import der, derpp
 from jaxcl.methods.er import er
 from jaxcl.methods.ewc import ewc
+from jaxcl.methods.expandnet import ExpandNetState, expandnet
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
 from jaxcl.methods.lwf import lwf
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ExpandNetState",
     "HATState",
     "IsolateState",
     "LateralSpec",
@@ -52,6 +54,7 @@ __all__ = [
     "derpp",
     "er",
     "ewc",
+    "expandnet",
     "finetune",
     "gate",
     "hat",

@@ -41,7 +41,8 @@ def main(args: Sequence[str] | None = None) -> None:
             finite result, with 130 if the user interrupts.
     """
     args = list(sys.argv[1:] if args is None else args)
-    for stream in (sys.stdout, sys.stderr):
+    streams: list[Any] = [sys.stdout, sys.stderr]
+    for stream in streams:
         if hasattr(stream, "reconfigure"):  # any text can be shown, whatever the encoding
             stream.reconfigure(errors="backslashreplace")
     try:

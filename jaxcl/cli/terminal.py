@@ -4,7 +4,7 @@ import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Any, TextIO, cast
 
 import jax
 from rich.console import Console
@@ -17,7 +17,7 @@ from jaxcl.study import replicas
 
 def consoles() -> tuple[Console, Console]:
     """For results and for progress; only one of several processes shows anything."""
-    plain = {"highlight": False, "markup": False, "emoji": False}
+    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     quiet = not processes.is_main()
     err = Console(file=cast(TextIO, _Lossy(sys.stderr)), quiet=quiet, **plain)
     return Console(soft_wrap=True, quiet=quiet, **plain), err

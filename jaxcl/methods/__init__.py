@@ -6,7 +6,20 @@ It imports `core` and `wiring`; `study`, `report` and `cli` may import it.
 from collections.abc import Sequence
 
 from jaxcl.core.checks import nearest
-from jaxcl.methods import agem, der, er, ewc, finetune, hat, lwf, mas, packnet, pnn, si
+from jaxcl.methods import (
+    agem,
+    der,
+    er,
+    ewc,
+    expandnet,
+    finetune,
+    hat,
+    lwf,
+    mas,
+    packnet,
+    pnn,
+    si,
+)
 from jaxcl.methods.spec import Built, NoOptions, Problem, Spec, check_spec, option
 
 __all__ = ["REGISTRY", "Built", "NoOptions", "Problem", "Spec", "find", "option"]
@@ -26,6 +39,7 @@ REGISTRY: tuple[Spec, ...] = (
     agem.SPEC,
     der.SPEC,
     der.PLUSPLUS,
+    expandnet.SPEC,
 )
 
 

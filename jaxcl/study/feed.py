@@ -19,9 +19,10 @@ FEATURE_BYTES = 2 << 30  # budget for the stored activations of frozen columns, 
 def examples_by_task(
     setup: Setup, benchmark: Benchmark
 ) -> Callable[[int], tuple[Data, Data | None]]:
-    """By task: the examples to train on, and those that choose an epoch, if any are to."""
+    """By task: the examples to train on, and those to choose an epoch or judge a phase by."""
     tasks = benchmark.tasks
-    validated = setup.select is not None or setup.patience is not None
+    judged = any(phase.begin is not None for phase in setup.method.phases)
+    validated = judged or setup.select is not None or setup.patience is not None
     if setup.mixed:
         mixture, validation = mixed([task.train for task in tasks]), stack([t.val for t in tasks])
         return lambda task: (mixture(task), validation if validated else None)

@@ -198,19 +198,17 @@ def compile_programs(
         programs[function.__name__] = program(function, in_place=True)
     for function in (start, grow, train.frozen_features, evaluate):
         programs[function.__name__] = program(function)
+    alike: dict[Any, Callable] = {
+        (None,) * 4: programs["epoch"]
+    }  # one program for all phases that train alike
     for i, phase in enumerate(phases):
         name = f"begin_phase_{i}"
         programs[name] = program(partial(begin_phase, phase=i), in_place=True, name=name)
-        programs[f"epoch_{i}"] = programs["epoch"]  # one program for all phases that train alike
-        if _trains_otherwise(phase):
-            name = f"epoch_{i}"
-            programs[name] = program(partial(epoch, phase=i), in_place=True, name=name)
+        name, own = f"epoch_{i}", (phase.trainable, phase.penalty, phase.project, phase.needed)
+        if own not in alike:
+            alike[own] = program(partial(epoch, phase=i), in_place=True, name=name)
+        programs[name] = alike[own]
     return programs, traces
-
-
-def _trains_otherwise(phase: Phase) -> bool:
-    """Whether a phase's steps compute something else than the method's."""
-    return any(f is not None for f in (phase.trainable, phase.penalty, phase.project, phase.needed))
 
 
 def all_finite(tree: PyTree) -> jax.Array:

@@ -1,0 +1,214 @@
+"""ExpandNet: a network that grows where a task needs it. The definition is this project's own."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from jaxcl.core import masks
+from jaxcl.core.checks import check_count, check_pattern
+from jaxcl.core.heads import HEAD
+from jaxcl.core.method import Method, Phase
+from jaxcl.core.model import Wiring
+from jaxcl.methods import units as of_units
+from jaxcl.methods.finetune import finetune
+from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
+
+
+@dataclass(frozen=True)
+class ExpandNetOptions:
+    """When and how far ExpandNet grows.
+
+    Attributes:
+        goal: validation accuracy below which the network grows.
+        units: further units of each hidden layer whenever it grows.
+        rounds: the most times that it grows for one task.
+        cap: the most units of a layer, as a share of those that it starts with.
+    """
+
+    goal: float = option(0.98, least=0, most=1, sweep=True)
+    units: int = option(10, least=1)
+    rounds: int = option(3, least=1)
+    cap: float = option(4.0, least=1)
+
+
+class ExpandNetState(NamedTuple):
+    """State of `expandnet`.
+
+    Attributes:
+        base: the state of the method that governs the heads.
+        stamps: for each hidden layer an int32 array [room]: k for a unit that the k-th task
+            brought, 0 where there is none.
+        growing: bool, whether the running phase has brought units.
+    """
+
+    base: Any
+    stamps: dict[str, jax.Array]
+    growing: jax.Array
+
+
+def expandnet(
+    base: Method,
+    wiring: Wiring | None,
+    start: Mapping[str, int],
+    *,
+    goal: ArrayLike = ExpandNetOptions.goal,
+    units: int = ExpandNetOptions.units,
+    rounds: int = ExpandNetOptions.rounds,
+    heads: str = HEAD,
+) -> Method:
+    """ExpandNet: each task that misses a goal adds units, which old units never see.
+
+    A unit has the number of the task that brought it for its stamp, and sees the units of its own
+    and of smaller stamps. A task trains its head on the units that there are; while its accuracy
+    is below the goal it adds units to every hidden layer, and trains their incoming weights and its
+    head. What an earlier task computes with does not change, so nothing is forgotten.
+
+    Args:
+        base: the method that governs the heads: `multihead(finetune(), tasks)`.
+        wiring: the table of a network whose layers follow one another, and have room to grow.
+        start: for each of its gates, the units that the layer starts with: the first ones.
+        goal: accuracy below which the network grows, on the validation examples, or on those to
+            train on if there are no others; in [0, 1].
+        units: further units of each hidden layer whenever it grows, while there is room.
+        rounds: the most times that it grows for one task.
+        heads: regular expression of the leaves that are each task's own.
+
+    Returns:
+        A method whose `theta` is that of `base`, kernels after a flattening as `[repeats, units,
+        out]`. New units start as LeCun normal, each weight drawn by the numbers of its two units;
+        what reads them starts at zero, so that growth by itself changes no output.
+
+    Raises:
+        ValueError: for settings out of range, a network that does not grow unit by unit, or heads
+            that are not each task's own.
+
+    Source: none. The name has no paper in continual learning; this is the simplest method of its
+        kind, defined here. The stamps are those of DEN (Yoon et al., 2018), without its retraining
+        of old units; growing by a goal is as in CPG (Hung et al., 2019).
+    """
+    wiring = of_units.check_wiring("expandnet", wiring, start)
+    check_pattern("expandnet: heads", heads)
+    check_count("expandnet: rounds", rounds)
+    check_options(ExpandNetOptions, {"goal": goal, "units": units}, "expandnet: {}".format)
+    if base.tasks is None:
+        raise ValueError("expandnet: base has one head for all tasks; give multihead(finetune()).")
+
+    def connected(path, leaf, stamps, task):
+        """Which weights a task's network has: from smaller stamps to larger ones, up to its own."""
+        source, target = of_units.ends(wiring, path, leaf, stamps, 1, task + 1)
+        return (source > 0) & (source <= target) & (target <= task + 1)
+
+    def is_wired(path):
+        return path in wiring.inputs or path in wiring.outputs
+
+    def init(key, params):
+        theta, inner = base.init(key, of_units.split_units(wiring, params))
+        stamps = of_units.first_units(wiring, start)
+        return theta, ExpandNetState(inner, stamps, jnp.bool_(False))
+
+    def begin_task(key, theta, state, task):
+        theta, inner = base.begin_task(key, theta, state.base, task)
+
+        def new_head(path, leaf):
+            """A start that only depends on the units that are there."""
+            if path not in wiring.inputs or path in wiring.outputs:
+                return leaf
+            old = leaf[task]
+            here, _ = of_units.ends(wiring, path, old, state.stamps, 1, 1)
+            drawn = of_units.fresh_kernel(of_units.key_of(wiring, key, path), old, here > 0)
+            return leaf.at[task].set(jnp.where(task > 0, drawn, old))
+
+        theta = masks.map_with_path(new_head, theta)
+        return theta, ExpandNetState(inner, state.stamps, jnp.bool_(False))
+
+    def view(theta, state, task, progress=None):
+        params = base.view(theta, state.base, task, progress)
+
+        def cut(path, leaf):
+            if not is_wired(path):
+                return leaf
+            return jnp.where(connected(path, leaf, state.stamps, task), leaf, jnp.zeros_like(leaf))
+
+        return of_units.join_units(wiring, masks.map_with_path(cut, params))
+
+    def trainable(theta, state, task):
+        given = masks.expand(base.trainable(theta, state.base, task), theta)
+
+        def share(path, mask):
+            if re.search(heads, path):
+                return mask
+            if path in wiring.outputs:
+                return state.stamps[wiring.outputs[path]] == task + 1
+            return jnp.asarray(task == 0, bool)
+
+        return masks.map_with_path(share, given, is_leaf=masks.is_mask)
+
+    def grow(context, theta, state):
+        """Adds units where the goal is missed and there is room."""
+        task = context.task
+        missed = of_units.accuracy(context, theta, state) < goal
+        grown = of_units.claim(state.stamps, units, task)
+        new = {gate: missed & (grown[gate] != state.stamps[gate]) for gate in grown}
+        stamps = {gate: jnp.where(missed, grown[gate], state.stamps[gate]) for gate in grown}
+
+        def start_new(path, leaf):
+            if not is_wired(path):
+                return leaf
+            own = re.search(heads, path) is not None
+            old = leaf[task] if own else leaf
+            from_new, to_new = of_units.ends(wiring, path, old, new, False, False)
+            fresh = jnp.ones_like(old) if path.endswith("scale") else jnp.zeros_like(old)
+            if path in wiring.inputs:
+                here, _ = of_units.ends(wiring, path, old, stamps, 1, 1)
+                key = of_units.key_of(wiring, context.key, path)
+                drawn = of_units.fresh_kernel(key, old, here > 0)
+                fresh = jnp.where(to_new, drawn, fresh)
+            fresh = jnp.where(from_new | to_new, fresh, old)
+            return leaf.at[task].set(fresh) if own else fresh
+
+        growing = jnp.stack([n.any() for n in new.values()]).any()
+        theta = masks.map_with_path(start_new, theta)
+        return theta, ExpandNetState(state.base, stamps, growing)
+
+    further = Phase(
+        "grow", share=0.5 / rounds, begin=grow, needed=lambda t, state, k: state.growing
+    )
+    return base._replace(
+        init=init,
+        begin_task=begin_task,
+        view=view,
+        trainable=trainable,
+        end_task=lambda theta, state, task: (theta, state),
+        phases=(Phase("train", share=0.5), *(further for _ in range(rounds))),
+        measures=of_units.measures(wiring),
+        isolates=True,
+    )
+
+
+def _build(problem: Problem, options: ExpandNetOptions) -> Built:
+    small = problem.network()
+    start = of_units.widths("expandnet", small)
+    further = problem.tasks * options.rounds * options.units / min(start.values())
+    room = problem.network(min(options.cap, 1 + further))
+    grown = expandnet(
+        problem.with_heads(finetune()), room.wiring, start, goal=options.goal, units=options.units,
+        rounds=options.rounds, heads=problem.own or HEAD,
+    )  # fmt: skip
+    return Built(grown, of_units.with_room(small, room), problem.norm)
+
+
+SPEC = Spec(
+    name="expandnet",
+    label="ExpandNet",
+    words="ExpandNet (our own definition)",
+    build=_build,
+    options=ExpandNetOptions,
+    color="#a04a9c",
+    task_limits=of_units.task_limits,
+    example="--goal 0.9,0.95,0.98",
+)

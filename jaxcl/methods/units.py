@@ -1,0 +1,222 @@
+"""What methods that grow share: units in arrays with room, of which the method says who is there.
+
+A unit's stamp is 0 where nobody is there yet, and k if the k-th task brought it. Kernels that read
+a flattened image are kept as [repeats, units, out], so that every unit has a row of its own, and an
+array with more room begins with the one that has less.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from jaxcl.core import masks
+from jaxcl.core.method import Batch, Context, Measure
+from jaxcl.core.model import Model, Wiring
+from jaxcl.core.trees import PyTree
+
+TASKS = 8  # that the first program has room for
+ROWS = 512  # examples at a time where a network is judged
+MOST_UNITS = 1 << 16  # of a layer, each with a number of its own among the draws
+
+
+def check_wiring(name: str, wiring: Wiring | None, start: Mapping[str, int]) -> Wiring:
+    """A network whose layers follow one another, with room for the units that it starts with.
+
+    Raises:
+        ValueError: for a network that cannot grow unit by unit, or a start that does not fit.
+    """
+    if wiring is None:
+        raise ValueError(f"{name}: the model has no wiring; derive it with jaxcl.trace_wiring.")
+    kernels = [gate for path, gate in wiring.outputs.items() if path in wiring.inputs]
+    chain = all(len(segments) == 1 for segments in wiring.inputs.values()) and not wiring.groups
+    if not chain or sorted(kernels) != sorted(wiring.gates):
+        raise ValueError(
+            f"{name}: it grows networks whose layers follow one another, as those of an MLP, an "
+            f"AlexNet or a VGG do; this one adds, joins or groups the outputs of layers."
+        )
+    if start.keys() != wiring.gates.keys():
+        raise ValueError(f"{name}: start names {sorted(start)}, not {sorted(wiring.gates)}.")
+    for gate, room in wiring.gates.items():
+        if not 1 <= start[gate] <= room < MOST_UNITS:
+            raise ValueError(
+                f"{name}: {gate} starts with {start[gate]} units and has room for {room}; expected "
+                f"at least 1, at most its room, and that below {MOST_UNITS}."
+            )
+    return wiring
+
+
+def widths(name: str, model: Model) -> dict[str, int]:
+    """The units of each hidden layer of a network that can grow."""
+    gates = {} if model.wiring is None else model.wiring.gates
+    return dict(check_wiring(name, model.wiring, gates).gates)
+
+
+def split_units(wiring: Wiring, params: PyTree) -> PyTree:
+    """Gives each unit that a flattening repeats one row: [repeats * units, out] by its repeats."""
+
+    def split(path, leaf):
+        ((gate, repeats),) = wiring.inputs.get(path, ((None, 1),))
+        return leaf if gate is None or repeats == 1 else leaf.reshape(repeats, -1, leaf.shape[-1])
+
+    return masks.map_with_path(split, params)
+
+
+def join_units(wiring: Wiring, params: PyTree) -> PyTree:
+    """What `split_units` was given."""
+
+    def join(path, leaf):
+        ((gate, repeats),) = wiring.inputs.get(path, ((None, 1),))
+        return leaf if gate is None or repeats == 1 else leaf.reshape(-1, leaf.shape[-1])
+
+    return masks.map_with_path(join, params)
+
+
+def with_room(model: Model, room: Model) -> Model:
+    """The network `room`, whose first units start as those of the smaller `model`.
+
+    A seed's network starts from the same numbers however much room there is.
+    """
+    small, large = model.wiring, room.wiring
+    if small is None or large is None:
+        raise ValueError("the model has no wiring; derive it with jaxcl.trace_wiring.")
+
+    def init(key):
+        params = split_units(small, model.init(key)[0])
+        start, statistics = room.init(key)
+        start = jax.tree.map(
+            lambda whole, part: jax.lax.dynamic_update_slice(whole, part, (0,) * part.ndim),
+            split_units(large, start), params,
+        )  # fmt: skip
+        return join_units(large, start), statistics
+
+    return room._replace(init=init)
+
+
+def first_units(wiring: Wiring, start: Mapping[str, int]) -> dict[str, jax.Array]:
+    """The stamps before the first task: 1 for each of the units that a layer starts with."""
+    return {
+        gate: jnp.asarray(jnp.arange(room) < start[gate], jnp.int32)
+        for gate, room in wiring.gates.items()
+    }
+
+
+def claim(stamps: PyTree, units, task) -> PyTree:
+    """The stamps once every layer has `units` further ones of this task, as far as there is room.
+
+    >>> print(claim(jnp.array([1, 0, 1, 0, 0]), 2, task=1))
+    [1 2 1 2 0]
+    """
+
+    def of_layer(stamp):
+        free = stamp == 0
+        return jnp.where(free & (jnp.cumsum(free) <= units), task + 1, stamp)
+
+    return jax.tree.map(of_layer, stamps)
+
+
+def ends(wiring: Wiring, path: str, leaf: jax.Array, values: PyTree, source, target):
+    """What the units at a leaf's two ends have, as arrays that broadcast against the leaf.
+
+    Args:
+        wiring: the table.
+        path: of the leaf.
+        leaf: the leaf, its units split.
+        values: for each layer [units].
+        source: what raw input has, and what feeds a bias.
+        target: what logits have.
+    """
+    lead = (1,) * (leaf.ndim - 2)
+    if path in wiring.inputs and wiring.inputs[path][0][0] is not None:
+        source = values[wiring.inputs[path][0][0]].reshape(*lead, -1, 1)
+    if path in wiring.outputs:
+        target = values[wiring.outputs[path]].reshape((1,) * (leaf.ndim - 1) + (-1,))
+    return source, target
+
+
+def draw_by_index(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Normal values, cut at two standard deviations, each drawn by the numbers of its two units.
+
+    Args:
+        key: a typed key.
+        shape: [..., in, out], with fewer than `MOST_UNITS` units. More of them change no value.
+
+    Returns:
+        Float array of variance 1.
+    """
+    *taps, units, out = shape
+
+    def entry(i, j):
+        own = jax.random.fold_in(key, i * MOST_UNITS + j)
+        return jax.random.truncated_normal(own, -2, 2, tuple(taps)) / 0.87962566103423978
+
+    rows, columns = jnp.arange(units, dtype="uint32"), jnp.arange(out, dtype="uint32")
+    drawn = jax.vmap(lambda i: jax.vmap(lambda j: entry(i, j))(columns))(rows)
+    return jnp.moveaxis(drawn, (0, 1), (-2, -1))
+
+
+def fresh_kernel(key: jax.Array, leaf: jax.Array, present) -> jax.Array:
+    """A start for a kernel: LeCun normal over the source units that are there, zero for the rest.
+
+    Args:
+        key: a typed key.
+        leaf: kernel [..., in, out], its units split.
+        present: bool, whether a source unit is there; broadcasts against the kernel.
+    """
+    present = jnp.broadcast_to(present, (*(1,) * (leaf.ndim - 2), leaf.shape[-2], 1))
+    fan_in = math.prod(leaf.shape[:-2]) * jnp.maximum(jnp.sum(present), 1)
+    return jnp.where(present, draw_by_index(key, leaf.shape) / jnp.sqrt(fan_in), 0.0)
+
+
+def key_of(wiring: Wiring, key: jax.Array, path: str) -> jax.Array:
+    """A kernel's own key."""
+    return jax.random.fold_in(key, sorted(wiring.inputs).index(path))
+
+
+def accuracy(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
+    """The share of the running task's examples that its network gets right.
+
+    It is judged by the validation examples; by those to train on where there are no others.
+
+    Raises:
+        ValueError: if there are none at all.
+    """
+    data = context.examples if context.validation is None else context.validation
+    if data is None:
+        raise ValueError("a phase that judges the network needs examples; give examples=.")
+    data = jax.tree.map(jnp.asarray, data)
+    length = data.y.shape[0]
+    size = min(ROWS, length)
+
+    def add(i, right):
+        position = i * size + jnp.arange(size)
+        rows = jnp.minimum(position, length - 1)
+        batch = Batch(data.x[rows], data.y[rows])
+        logits = context.logits(theta, state, batch)
+        logits = jnp.where(context.visible(logits.shape, batch), logits, -jnp.inf)
+        hit = jnp.argmax(logits, -1) == context.labels(batch)
+        return right + jnp.sum(hit & (position < data.count))
+
+    right = jax.lax.fori_loop(0, (data.count + size - 1) // size, add, jnp.int32(0))
+    return right / data.count
+
+
+def measures(wiring: Wiring) -> tuple[Measure, ...]:
+    """The number of units of each hidden layer, of a state with `stamps`."""
+
+    def count(gate):
+        return lambda theta, state: jnp.sum(state.stamps[gate] > 0).astype(jnp.float32)
+
+    return tuple(Measure(f"units {gate}", count(gate)) for gate in wiring.gates)
+
+
+def task_limits(tasks: int) -> list[int]:
+    """The numbers of tasks that the programs have room for, one program after the other.
+
+    A step computes with all units that there is room for. So the room doubles, from `TASKS` on.
+
+    >>> task_limits(20)
+    [8, 16, 20]
+    """
+    return [*(TASKS << i for i in range(tasks) if TASKS << i < tasks), tasks]
