@@ -185,19 +185,29 @@ def _keep_share(mask, update):
 
 
 def _find_copies(init, structure, leaves):
-    """Which leaves of an optimizer's state are copies of a parameter: (state's leaf, parameter).
+    """Which leaves of an optimizer's state are copies of a parameter: its number, by their path.
 
     Those that `init` makes from the values of one parameter alone, in its shape. Moments start at
-    zero whatever the parameters are, so that they are none, and cost nothing.
+    zero whatever the parameters are, so that they are none, and cost nothing. Nor are snapshots of
+    the updates, which `init` takes of the parameters.
     """
-    jaxpr = jax.make_jaxpr(init)(jax.tree.unflatten(structure, leaves)).jaxpr
-    sources = _sources(jaxpr, [frozenset({i}) for i in range(len(leaves))])
-    return [
-        (number, source)
-        for number, (found, out) in enumerate(zip(sources, jaxpr.outvars))
+
+    def is_record(node):
+        return isinstance(node, optax.SnapshotState)
+
+    def lasts(node):
+        return jax.tree.map(lambda _: not is_record(node), node)
+
+    program, state = jax.make_jaxpr(init, return_shape=True)(jax.tree.unflatten(structure, leaves))
+    sources = _sources(program.jaxpr, [frozenset({i}) for i in range(len(leaves))])
+    outs = jax.tree_util.tree_leaves_with_path(state)
+    lasting = jax.tree.leaves(jax.tree.map(lasts, state, is_leaf=is_record))
+    return {
+        jax.tree_util.keystr(path): source
+        for (path, out), found, is_lasting in zip(outs, sources, lasting, strict=True)
         for source in found
-        if len(found) == 1 and out.aval.shape == leaves[source].shape
-    ]
+        if len(found) == 1 and is_lasting and out.shape == leaves[source].shape
+    }
 
 
 def _sources(jaxpr, sources):
@@ -221,11 +231,14 @@ def _hold(mask, new, old, copies):
     """The new state of an optimizer, but its copies of frozen parameters as they were."""
     if not copies:
         return new
-    mask, old = jax.tree.leaves(mask), jax.tree.leaves(old)
-    leaves, structure = jax.tree.flatten(new)
-    for number, source in copies:
-        leaves[number] = _move(mask[source], leaves[number], old[number])
-    return jax.tree.unflatten(structure, leaves)
+    keystr, mask = jax.tree_util.keystr, jax.tree.leaves(mask)
+    kept = {keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+
+    def hold(path, leaf):
+        name = keystr(path)
+        return _move(mask[copies[name]], leaf, kept[name]) if name in copies else leaf
+
+    return jax.tree_util.tree_map_with_path(hold, new)
 
 
 def _move(mask, new, old):

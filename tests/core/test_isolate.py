@@ -258,7 +258,7 @@ def test_schedule_free_evaluation_of_a_frozen_entry():
 
 def test_copies_bite_without_their_hold(monkeypatch):
     """The broken twin of the tests above."""
-    monkeypatch.setattr(isolation, "_find_copies", lambda *_: [])
+    monkeypatch.setattr(isolation, "_find_copies", lambda *_: {})
     for name in AVERAGES:
         with pytest.raises(AssertionError):
             test_copies_of_frozen_entries_stay(name)
@@ -281,6 +281,21 @@ def test_a_soft_mask_scales_how_copies_move():
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6)
     close(state.inner["a"], start["a"] + 0.25 * (whole["a"] - start["a"]))
     equal(state.inner["b"], np.array([start["b"][0], whole["b"][1]]))
+
+
+def test_a_snapshot_is_no_copy():
+    """It starts as the parameters, but holds the last updates; and a monitor's state grows."""
+    snapshot = optax.snapshot("last", lambda updates: updates)
+    monitor = optax.monitor({"here": lambda updates: updates})
+    inner = optax.chain(monitor, snapshot, AVERAGES["schedule-free"][0]())
+    tx = isolate(inner, full(MASK))
+    state, params, gradient = tx.init(PARAMS), PARAMS, gradients(PARAMS, 0)
+    for _ in range(3):
+        updates, state = tx.update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+    equal(optax.tree.get(state, "last"), jax.tree.map(np.multiply, gradient, full(MASK)))
+    average = optax.contrib.schedule_free_eval_params(state.inner[2], params)
+    equal(moved(PARAMS, average), full(MASK))
 
 
 @pytest.mark.parametrize("inner", INNER)
