@@ -119,6 +119,8 @@ def _forward(x, kernel, window):
 
 def _backward(window, saved, gradient):
     x, kernel = saved
+    if gradient.size == 0:
+        return jnp.zeros_like(x), jnp.zeros_like(kernel)
 
     def jax_of_x(kernel, gradient):
         return jax.linear_transpose(lambda x: _plain(x, kernel, window), x)(gradient)[0]
@@ -162,8 +164,6 @@ def _of_kernel(x, gradient, shape, window):
     dtype = jnp.promote_types(x.dtype, jnp.float32)
     *sizes, inputs, outputs = shape
     groups, size = window.groups, math.prod(sizes)
-    if gradient.size == 0:
-        return jnp.zeros(shape, x.dtype)
 
     def of_part(x, gradient):
         columns = _columns(x, shape, gradient.shape, window)
@@ -206,7 +206,6 @@ def _columns(x, shape, out, window):
     return jnp.concatenate(seen, -1) if len(seen) > 1 else seen[0]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def max_pool(x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...]) -> jax.Array:
     """Max pooling without padding, as Flax's, with a gradient that is fast on a CPU.
 
@@ -226,6 +225,11 @@ def max_pool(x: jax.Array, window: tuple[int, ...], strides: tuple[int, ...]) ->
     >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1), (2, 2), (2, 2)).ravel().tolist()
     [5.0, 7.0, 13.0, 15.0]
     """
+    return _pool(x, window, strides)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _pool(x, window, strides):
     return _window_max(x, window, strides)
 
 
@@ -263,4 +267,4 @@ def _pool_backward(window, strides, x, gradient):
     return jax.lax.platform_dependent(x, gradient, cpu=of(_slices_max), default=of(_window_max))
 
 
-max_pool.defvjp(_pool_forward, _pool_backward)
+_pool.defvjp(_pool_forward, _pool_backward)

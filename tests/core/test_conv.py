@@ -96,6 +96,18 @@ def test_any_window_of_any_image(case, dtype):
         close(found, expected, {"float32": 1e-4, "bfloat16": 0.15, "float64": 1e-12}[dtype])
 
 
+@pytest.mark.parametrize("shape", [(2, 2, 4, 1), (0, 5, 5, 1)])
+def test_an_empty_image_has_gradients_of_zero(shape):
+    """A kernel that fits nowhere, and a batch of no examples."""
+    x, kernel = jnp.ones(shape), jnp.ones((3, 3, 1, 2))
+
+    def loss(x, kernel):
+        return conv_general_dilated(x, kernel, (2, 2), "VALID").sum()
+
+    gradients = jax.grad(loss, (0, 1))(x, kernel)
+    jax.tree.map(np.testing.assert_array_equal, gradients, (0 * x, 0 * kernel))
+
+
 def test_columns_are_made_of_a_few_examples_at_a_time(monkeypatch):
     x = jax.random.normal(jax.random.key(0), (6, 16, 16, 32))
     kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 2))
