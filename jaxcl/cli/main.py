@@ -8,6 +8,7 @@ none ends with code 1, an interruption with 130.
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -42,7 +43,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # any text can be shown, whatever the encoding
+        if isinstance(stream, io.TextIOWrapper):  # shows any text, whatever the encoding
             stream.reconfigure(errors="backslashreplace")
     try:
         _run(args)
@@ -88,6 +89,10 @@ def _run(args: list[str]) -> None:
             _fail(error, code=1)
         except MemoryError as error:
             _fail(error)
+        except jax.errors.JaxRuntimeError as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            _fail(f"a device is out of memory: {str(error).splitlines()[0]}")
         except OSError as error:
             _fail(error, hint=resumed)
 
@@ -177,4 +182,6 @@ def _words(reason: Exception | str) -> str:
     """What is wrong, on one line."""
     if isinstance(reason, OSError) and reason.filename:
         reason = f"{reason.filename}: {reason.strerror}"
+    elif isinstance(reason, OSError):
+        reason = reason.strerror or str(reason)
     return " ".join(str(reason).split())
