@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -105,8 +107,7 @@ def prepare(
             choice.spec.name: _method_run(choice, benchmark, command, devices, folder)
             for choice in command.choices
         }
-    layout = {"devices_per_replica": run.devices_per_replica, "chunk": run.chunk}
-    processes.check_same(folder, {**settings, **layout})
+    processes.check_same(folder, {**settings, **layout_options(run, None)})
     with processes.agreement():
         if processes.is_main():
             held.enter_context(hold(folder))
@@ -138,7 +139,7 @@ def _method_run(
             choice, benchmark, seeds=range(run.seeds), **layout_options(run, devices)
         )
         learner = _shapes(studies[-1])
-    check_size(studies, learner)
+    check_size(studies, learner, choice)
     parameters, extra_bytes = recipes.cost(choice, benchmark, learner)
 
     def unknown(*shape):
@@ -306,12 +307,29 @@ def _train(run: MethodRun, progress: Callable, warn: Callable) -> Record:
             compilations=np.asarray(max(compilations, study.compilations(run.studies)), np.int32),
         )
         path = run.folder / f"task_{event.task + 1}"
-        checkpoint.save(path, record)
+        _save(path, record)
         if processes.is_main():
             checkpoint.remove_old(run.folder)
         if event.task + 1 < tasks and "capacity" in event.measures:
             warn(event.task + 1, 1 - event.measures["capacity"])
     return record._replace(learners=None)
+
+
+def _save(path: Path, record: Record) -> None:
+    """Writes a checkpoint.
+
+    Raises:
+        OSError: if it cannot be written; nothing is left of it then.
+    """
+    try:
+        checkpoint.save(path, record)
+    except (OSError, ValueError) as error:  # the latter is how orbax says that a disk is full
+        for part in path.parent.glob(f"{path.name}.orbax-checkpoint-tmp*"):
+            shutil.rmtree(part, ignore_errors=True)
+        said = re.search(r"os_error_code='(\d+)'", str(error))
+        code = int(said[1]) if said else getattr(error, "errno", None)
+        reason = os.strerror(code) if code else str(error)
+        raise OSError(code, reason, str(path)) from error
 
 
 def _put(into: np.ndarray, values: np.ndarray, task: int) -> None:

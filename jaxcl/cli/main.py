@@ -8,6 +8,7 @@ none ends with code 1, an interruption with 130.
 
 import contextlib
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -41,9 +42,8 @@ def main(args: Sequence[str] | None = None) -> None:
             finite result, with 130 if the user interrupts.
     """
     args = list(sys.argv[1:] if args is None else args)
-    streams: list[Any] = [sys.stdout, sys.stderr]
-    for stream in streams:
-        if hasattr(stream, "reconfigure"):  # any text can be shown, whatever the encoding
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # shows any text, whatever the encoding
             stream.reconfigure(errors="backslashreplace")
     try:
         _run(args)
@@ -89,6 +89,10 @@ def _run(args: list[str]) -> None:
             _fail(error, code=1)
         except MemoryError as error:
             _fail(error)
+        except jax.errors.JaxRuntimeError as error:
+            if "out of memory" not in str(error).lower():
+                raise
+            _fail(f"a device is out of memory: {str(error).splitlines()[0]}")
         except OSError as error:
             _fail(error, hint=resumed)
 
@@ -178,4 +182,6 @@ def _words(reason: Exception | str) -> str:
     """What is wrong, on one line."""
     if isinstance(reason, OSError) and reason.filename:
         reason = f"{reason.filename}: {reason.strerror}"
+    elif isinstance(reason, OSError):
+        reason = reason.strerror or str(reason)
     return " ".join(str(reason).split())

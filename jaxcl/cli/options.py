@@ -43,8 +43,9 @@ class Run:
         devices_per_replica: number of devices that share each replica and its batches.
         chunk: most replicas that run side by side in a device; None takes what was fastest when it
             was measured.
-        reproducible: train replica by replica in one shape, so that the numbers of a seed depend
-            neither on the number of seeds nor on the devices, if these are of one kind.
+        reproducible: train replica by replica in one loop, so that the numbers of a seed depend
+            neither on the number of seeds nor on that of the devices, on one machine; slower, and
+            --chunk has no effect.
         cache: keep compiled programs on disk for the next start.
         distributed: share the work with the other processes of a cluster, which JAX finds on TPUs,
             Slurm, Open MPI and GKE.

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import math
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -13,11 +14,11 @@ from jaxcl import data
 from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
-from jaxcl.report.text import listed
+from jaxcl.report.text import counted, listed, size
 from jaxcl.study import recipes
 from jaxcl.study.memory import limit_bytes
 from jaxcl.study.programs import Study
-from jaxcl.study.recipes import Options
+from jaxcl.study.recipes import Choice, Options
 
 
 def folder_of(run: Run, usual: str) -> Path:
@@ -75,8 +76,9 @@ def layout_options(run: Run, devices: Any) -> dict[str, Any]:
     """How the replicas lie over the devices, for `study.build`."""
     return {
         "devices": devices,
-        "chunk": 1 if run.reproducible else run.chunk,
+        "chunk": run.chunk,
         "devices_per_replica": run.devices_per_replica,
+        "reproducible": run.reproducible,
     }
 
 
@@ -89,20 +91,23 @@ def sizes_that_exist() -> Iterator[None]:
         raise ValueError(f"the network is too large for any machine: {error}") from error
 
 
-def check_size(studies: Sequence[Study], learner: PyTree) -> None:
+def check_size(studies: Sequence[Study], learner: PyTree, choice: Choice) -> None:
     """Raises ValueError if the learners alone exceed what a device has, before anything is written.
 
     Args:
         studies: of one method.
         learner: the shapes of one learner of the last study.
+        choice: the method.
     """
-    layout = studies[-1].layout
+    layout, benchmark = studies[-1].layout, studies[-1].benchmark
     each = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(learner))
-    needed, limit = each * layout.per_device, limit_bytes(layout)
-    if needed > limit:
+    batch = 4 * choice.shared.batch * math.prod(benchmark.shape)  # of float32
+    limit = limit_bytes(layout)
+    if each * layout.per_device + batch * layout.chunk > limit:
         raise ValueError(
-            f"{layout.per_device} learners of {each / 1e9:.3g} GB are too large for a device with "
-            f"{limit / 1e9:.3g} GB; choose a smaller network or fewer seeds."
+            f"{choice.spec.name}: a device has {size(limit)}, which is too little for "
+            f"{counted(layout.per_device, 'learner')} of {size(each)} and batches of "
+            f"{size(batch)}; choose a smaller network, fewer seeds or a smaller batch."
         )
 
 

@@ -51,7 +51,8 @@ class Outcome(NamedTuple):
             seed that diverged.
         forgetting: likewise.
         capacity: share of the network that is used at the end, [combinations, seeds], or None.
-        best: the row with the highest mean of `validation` among those with no diverged seed.
+        best: the row with the highest mean of `validation` among those with no diverged seed; None
+            if there is none.
         test: the best row's accuracy on the test sets, [seeds].
     """
 
@@ -60,7 +61,7 @@ class Outcome(NamedTuple):
     validation: np.ndarray
     forgetting: np.ndarray
     capacity: np.ndarray | None
-    best: int
+    best: int | None
     test: np.ndarray
 
 
@@ -98,9 +99,9 @@ def prepare(
                 choice, benchmark, seeds=list(range(run.seeds)) * len(combinations),
                 settings=dict(zip(swept, columns)), **layout_options(run, devices),
             )  # fmt: skip
-        check_size(studies, _shapes(recipes.recipe(choice, benchmark)({}), benchmark))
-    layout = {"devices_per_replica": run.devices_per_replica, "chunk": run.chunk}
-    processes.check_same(folder, {**settings, **layout})
+        learner = _shapes(recipes.recipe(choice, benchmark)({}), benchmark)
+        check_size(studies, learner, choice)
+    processes.check_same(folder, {**settings, **layout_options(run, None)})
     with processes.agreement():
         if processes.is_main():
             held.enter_context(hold(folder))
@@ -181,7 +182,7 @@ def _train(studies: list[Study], swept, combinations, progress: Callable) -> Out
 
     validation = rows(metrics.average_accuracy(accuracy))
     means = validation.mean(axis=1)
-    best = int(np.nanargmax(means)) if np.isfinite(means).any() else 0
+    best = int(np.nanargmax(means)) if np.isfinite(means).any() else None
     tests = replicas.replicate(study.stack([task.test for task in tasks]), layout)
     fixed = (replicas.place(last.settings, layout),)
     test, *_ = last.programs["evaluate"](event.learners, fixed, tests)
@@ -193,7 +194,7 @@ def _train(studies: list[Study], swept, combinations, progress: Callable) -> Out
         forgetting=rows(metrics.forgetting(accuracy)),
         capacity=None if capacity is None else rows(capacity),
         best=best,
-        test=rows(replicas.fetch(test.accuracy, layout).mean(axis=1))[best],
+        test=rows(replicas.fetch(test.accuracy, layout).mean(axis=1))[best or 0],
     )
 
 
@@ -211,7 +212,7 @@ def _write(
             for i, values in enumerate(outcome.combinations)
         ],
         "best": outcome.best,
-        "test": outcome.test,
+        "test": None if outcome.best is None else outcome.test,
         "seconds": round(seconds, 2),
         "compilations": compilations,
     }
@@ -227,7 +228,7 @@ def _write(
 def _table(outcome: Outcome, title: str, seeds: int) -> Table:
     header, *lines = _cells(outcome)
     note = f"Validation sets, after the last task: mean and 95% interval, {counted(seeds, 'seed')}."
-    note += " * is the best."
+    note += "" if outcome.best is None else " * is the best."
     table = Table(title=Text(title), caption=Text(note), box=SIMPLE_HEAD)
     for name in header:
         table.add_column(name.replace("_", " "), justify="right")
@@ -250,6 +251,8 @@ def _cells(outcome: Outcome) -> list[list[str]]:
 
 
 def _sentence(outcome: Outcome) -> str:
+    if outcome.best is None:
+        return f"Training diverged with some seed in each of {len(outcome.combinations)} settings."
     values = zip(outcome.swept, outcome.combinations[outcome.best])
     best = ", ".join(f"{name} = {_number(value)}" for name, value in values)
     said = (

@@ -3,8 +3,9 @@
 import contextlib
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import TextIO, cast
 
 import jax
 from rich.console import Console
@@ -17,10 +18,15 @@ from jaxcl.study import replicas
 
 def consoles() -> tuple[Console, Console]:
     """For results and for progress; only one of several processes shows anything."""
-    plain: dict[str, Any] = {"highlight": False, "markup": False, "emoji": False}
     quiet = not processes.is_main()
-    err = Console(file=cast(TextIO, _Lossy(sys.stderr)), quiet=quiet, **plain)
-    return Console(soft_wrap=True, quiet=quiet, **plain), err
+    console = partial(Console, highlight=False, markup=False, emoji=False, quiet=quiet)
+    out = console(soft_wrap=True)
+    out.on_broken_pipe = _raise_again  # rich would end the process with code 1
+    return out, console(file=cast(TextIO, _Lossy(sys.stderr)))
+
+
+def _raise_again() -> None:
+    raise
 
 
 class _Lossy:

@@ -38,7 +38,7 @@ def size(count: int) -> str:
     >>> size(2048), size(500)
     ('2.0 kB', '500 B')
     """
-    for unit_bytes, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+    for unit_bytes, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if abs(count) >= unit_bytes:
             return f"{count / unit_bytes:,.1f} {unit}"
     return f"{count} B"

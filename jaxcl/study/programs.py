@@ -64,6 +64,7 @@ def build(
     devices: Sequence[Device] | None = None,
     chunk: int | None = None,
     devices_per_replica: int = 1,
+    reproducible: bool = False,
 ) -> Study:
     """Prepares a study; nothing runs yet.
 
@@ -81,6 +82,7 @@ def build(
         devices: see `replicas.layout`.
         chunk: likewise.
         devices_per_replica: likewise; it must divide the batch.
+        reproducible: likewise.
 
     Returns:
         A study for `run`.
@@ -99,7 +101,7 @@ def build(
     shapes = _probe(recipe, benchmark, values)
     layout = replicas.layout(
         numbers.size, masks.size_bytes(shapes), devices=devices, chunk=chunk,
-        devices_per_replica=devices_per_replica,
+        devices_per_replica=devices_per_replica, reproducible=reproducible,
     )  # fmt: skip
     setups = [recipe(row) for row in _rows(values)]
     for setup in setups:

@@ -48,6 +48,7 @@ def layout(
     devices: Sequence[Device] | None = None,
     chunk: int | None = None,
     devices_per_replica: int = 1,
+    reproducible: bool = False,
 ) -> Layout:
     """Spreads replicas evenly over devices, and cuts each device's share into equal chunks.
 
@@ -59,6 +60,9 @@ def layout(
             accelerator; on a CPU as many as a core's cache holds, and at least 1.
         devices_per_replica: number of devices that share each replica, and each take a part of
             its batches.
+        reproducible: every replica runs by itself and in the same loop, however many there are:
+            the chunk is 1, and a device holds at least two, as a loop of one turn is compiled as
+            if it were none, which rounds otherwise.
 
     Returns:
         A layout. Devices beyond one for each replica stay idle, spread over the processes.
@@ -79,14 +83,17 @@ def layout(
         )
     each = devices_per_replica
     groups = [devices[i : i + each] for i in range(0, len(devices), each)]
-    rows = min(len(groups), replicas)
+    least = 2 if reproducible else 1  # replicas in a device
+    rows = max(1, min(len(groups), replicas // least))
     devices = [device for i in range(rows) for device in groups[i * len(groups) // rows]]
     if (processes := jax.process_count()) > len({device.process_index for device in devices}):
         raise ValueError(
             f"some of {processes} processes have no work with {replicas} replicas; start fewer "
             f"processes, or ask for more seeds or settings."
         )
-    per_device = math.ceil(replicas / rows)
+    per_device = max(least, math.ceil(replicas / rows))
+    if reproducible:
+        chunk = 1
     if chunk is None:
         chunk = per_device
         if devices[0].platform == "cpu":

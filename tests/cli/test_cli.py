@@ -339,8 +339,9 @@ def test_never_overwrites(resume, finished, capsys):
 
 def test_damaged_checkpoint_is_refused(finished, tmp_path, capsys):
     shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
-    path = tmp_path / "split_digits" / "checkpoints" / "packnet" / "task_2"
-    shutil.rmtree(path / "state")
+    for task in ("task_1", "task_2"):  # with one of them it would go on after that one
+        path = tmp_path / "split_digits" / "checkpoints" / "packnet" / task
+        shutil.rmtree(path / "state")
     words = ["compare", "--methods", "finetune,packnet", "--out", str(tmp_path), *TINY, "--resume"]
     assert f"{path}" in refused(capsys, *words)
 

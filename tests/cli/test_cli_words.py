@@ -81,6 +81,28 @@ def snapshot(folder):
         ("sweep packnet --prune 0.5,0", "gives up no weight, so none is free for task 2"),
         ("sweep packnet --prune 0.5,1e-3", "packnet: no weight is free for task 3 of 6"),
         ("compare --warn-free -1", "--warn-free must be at least 0, got -1.0"),
+        ("cmpare", "no command 'cmpare'; the nearest are 'compare'"),
+        ("compare --benchmark=", "unknown benchmark ''"),
+        ("compare --seeds 100000000", "--seeds must be at most"),
+        ("compare --seeds 99999999999999999999999", "--seeds must be at most"),
+        ("compare --hidden 100000000", "--hidden must be at most 1000000"),
+        (
+            "compare --methods finetune --hidden 1000000,1000000",
+            "finetune: a device has",
+        ),
+        ("compare --methods pnn --column-width 1e9", "the network is too large for any machine"),
+        ("compare --methods pnn --column-width 1e5", "pnn: a device has"),
+        ("compare --methods finetune --batch 99999999999", "batches of 25.6 TB"),
+        ("sweep finetune --learning-rate 0.1,0.2 --hidden 900000,900000", "finetune: a device has"),
+        ("sweep finetune --learning-rate 0.1,0.1", "--learning-rate repeats a value"),
+        (
+            "compare --network vgg16",
+            "--network vgg16 does not fit inputs of (8, 8, 1): layer 9 leaves nothing of an input "
+            "(8, 8, 1); mlp and resnet18 fit.",
+        ),
+        ("compare --name a\x1bb", "holds what cannot be printed"),
+        ("compare --out \udcff", r"'\udcff' holds what cannot be printed"),
+        (f"compare --name {'a' * 300}", "File name too long"),
     ],
 )
 def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
@@ -132,7 +154,17 @@ def test_missing_extra(module, monkeypatch, capsys):
     assert 'pip install "jaxcl[experiments]"' in message
 
 
+def test_a_name_of_two_lines(capsys):
+    assert "'a\\nb' holds what cannot be printed" in refused(capsys, "compare", "--name", "a\nb")
+
+
 # Words
+
+
+@pytest.mark.parametrize("words", [["HAT"], ["hat, packnet"], ["PackNet,HAT"], [" hat "]])
+def test_methods_in_any_spelling(words):
+    names = parse(["compare", "--methods", *words]).methods
+    assert names == tuple(name.strip().lower() for name in words[0].split(","))
 
 
 def test_defaults_follow_the_benchmark():
