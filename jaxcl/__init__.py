@@ -15,6 +15,7 @@ from jaxcl.core.heads import multihead
 from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
+from jaxcl.methods.cpg import CPGState, cpg
 from jaxcl.methods.expandnet import ExpandNetState, expandnet
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CPGState",
     "ExpandNetState",
     "HATState",
     "IsolateState",
@@ -41,6 +43,7 @@ __all__ = [
     "Wiring",
     "analysis",
     "checkpoint",
+    "cpg",
     "data",
     "expandnet",
     "finetune",

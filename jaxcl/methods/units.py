@@ -6,13 +6,15 @@ array with more room begins with the one that has less.
 """
 
 import math
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxcl.core import masks
-from jaxcl.core.method import Batch, Context, Measure
+from jaxcl.core.method import Batch, Context, Measure, Method
 from jaxcl.core.model import Model, Wiring
 from jaxcl.core.trees import PyTree
 
@@ -51,6 +53,13 @@ def widths(name: str, model: Model) -> dict[str, int]:
     """The units of each hidden layer of a network that can grow."""
     gates = {} if model.wiring is None else model.wiring.gates
     return dict(check_wiring(name, model.wiring, gates).gates)
+
+
+def tasks_of(name: str, base: Method) -> int:
+    """The number of tasks of the method that governs the heads."""
+    if base.tasks is None:
+        raise ValueError(f"{name}: base has one head for all tasks; give multihead(finetune()).")
+    return base.tasks
 
 
 def split_units(wiring: Wiring, params: PyTree) -> PyTree:
@@ -102,18 +111,18 @@ def first_units(wiring: Wiring, start: Mapping[str, int]) -> dict[str, jax.Array
     }
 
 
-def claim(stamps: PyTree, units, task) -> PyTree:
-    """The stamps once every layer has `units` further ones of this task, as far as there is room.
+def claim(stamps: Mapping[str, jax.Array], units: Mapping[str, int], task) -> dict[str, jax.Array]:
+    """The stamps once every layer has so many further units, as far as there is room.
 
-    >>> print(claim(jnp.array([1, 0, 1, 0, 0]), 2, task=1))
+    >>> print(claim({"layer": jnp.array([1, 0, 1, 0, 0])}, {"layer": 2}, task=1)["layer"])
     [1 2 1 2 0]
     """
 
-    def of_layer(stamp):
+    def of_layer(stamp, number):
         free = stamp == 0
-        return jnp.where(free & (jnp.cumsum(free) <= units), task + 1, stamp)
+        return jnp.where(free & (jnp.cumsum(free) <= number), task + 1, stamp)
 
-    return jax.tree.map(of_layer, stamps)
+    return {gate: of_layer(stamp, units[gate]) for gate, stamp in stamps.items()}
 
 
 def ends(wiring: Wiring, path: str, leaf: jax.Array, values: PyTree, source, target):
@@ -169,9 +178,75 @@ def fresh_kernel(key: jax.Array, leaf: jax.Array, present) -> jax.Array:
     return jnp.where(present, draw_by_index(key, leaf.shape) / jnp.sqrt(fan_in), 0.0)
 
 
-def key_of(wiring: Wiring, key: jax.Array, path: str) -> jax.Array:
+def _key_of(wiring: Wiring, key: jax.Array, path: str) -> jax.Array:
     """A kernel's own key."""
     return jax.random.fold_in(key, sorted(wiring.inputs).index(path))
+
+
+def fresh_heads(
+    wiring: Wiring, key: jax.Array, theta: PyTree, stamps: Mapping[str, jax.Array], task: Any
+) -> PyTree:
+    """Draws a later task's row of the heads anew, by the units that are there and not by the room.
+
+    Args:
+        wiring: the table.
+        key: a typed key.
+        theta: parameters whose heads have a leading [tasks] axis, their units split.
+        stamps: for each layer [units].
+        task: the task; the first one's head stays as it is.
+    """
+
+    def start(path, leaf):
+        if path not in wiring.inputs or path in wiring.outputs:
+            return leaf
+        old = leaf[task]
+        stamp, _ = ends(wiring, path, old, stamps, 1, 1)
+        drawn = fresh_kernel(_key_of(wiring, key, path), old, stamp > 0)
+        return leaf.at[task].set(jnp.where(task > 0, drawn, old))
+
+    return masks.map_with_path(start, theta)
+
+
+def fresh_units(
+    wiring: Wiring, key: jax.Array, theta: PyTree, stamps: Mapping[str, jax.Array],
+    new: Mapping[str, jax.Array], task: Any, heads: str,
+) -> PyTree:  # fmt: skip
+    """Starts new units: their incoming weights are drawn, and what reads them is zero.
+
+    So growth by itself changes no output, and yet every new weight gets a gradient in the end.
+
+    Args:
+        wiring: the table.
+        key: a typed key.
+        theta: parameters, their units split; the leaves that match `heads` have a leading [tasks]
+            axis, of which the running task's row is written.
+        stamps: for each layer [units], the new ones included.
+        new: likewise bool, which units are new.
+        task: the running task.
+        heads: regular expression of the leaves that are each task's own.
+    """
+
+    def start(path, leaf):
+        if path not in wiring.inputs and path not in wiring.outputs:
+            return leaf
+        own = re.search(heads, path) is not None
+        old = leaf[task] if own else leaf
+        from_new, to_new = ends(wiring, path, old, new, False, False)
+        fresh = jnp.ones_like(old) if path.endswith("scale") else jnp.zeros_like(old)
+        if path in wiring.inputs:
+            stamp, _ = ends(wiring, path, old, stamps, 1, 1)
+            drawn = fresh_kernel(_key_of(wiring, key, path), old, stamp > 0)
+            fresh = jnp.where(to_new, drawn, fresh)
+        fresh = jnp.where(from_new | to_new, fresh, old)
+        return leaf.at[task].set(fresh) if own else fresh
+
+    return masks.map_with_path(start, theta)
+
+
+def misses(context: Context, theta: PyTree, state: PyTree, goal: Any, tasks: int) -> jax.Array:
+    """Whether the running task's network is below its goal: one for all tasks, or one for each."""
+    goals = jnp.broadcast_to(jnp.asarray(goal, float), (tasks,))
+    return accuracy(context, theta, state) < goals[context.task]
 
 
 def accuracy(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
