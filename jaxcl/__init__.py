@@ -16,6 +16,7 @@ from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.methods.cpg import CPGState, cpg
+from jaxcl.methods.den import DENOptions, DENState, den
 from jaxcl.methods.expandnet import ExpandNetState, expandnet
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.hat import HATState, gate, hat
@@ -32,6 +33,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CPGState",
+    "DENOptions",
+    "DENState",
     "ExpandNetState",
     "HATState",
     "IsolateState",
@@ -45,6 +48,7 @@ __all__ = [
     "checkpoint",
     "cpg",
     "data",
+    "den",
     "expandnet",
     "finetune",
     "gate",

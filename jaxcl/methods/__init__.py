@@ -6,7 +6,7 @@ It imports `core` and `wiring`; `study`, `report` and `cli` may import it.
 from collections.abc import Sequence
 
 from jaxcl.core.checks import nearest
-from jaxcl.methods import cpg, expandnet, finetune, hat, packnet, pnn
+from jaxcl.methods import cpg, den, expandnet, finetune, hat, packnet, pnn
 from jaxcl.methods.spec import Built, NoOptions, Problem, Spec, check_spec, option
 
 __all__ = ["REGISTRY", "Built", "NoOptions", "Problem", "Spec", "find", "option"]
@@ -20,6 +20,7 @@ REGISTRY: tuple[Spec, ...] = (
     packnet.SPEC,
     expandnet.SPEC,
     cpg.SPEC,
+    den.SPEC,
 )
 
 

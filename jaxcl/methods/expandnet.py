@@ -165,14 +165,16 @@ def expandnet(
 
 def _build(problem: Problem, options: ExpandNetOptions) -> Built:
     small = problem.network()
+    own = f"{problem.own}|{of_units.NORMS}"
     start = of_units.widths("expandnet", small)
     further = problem.tasks * options.rounds * options.units / min(start.values())
     room = problem.network(min(options.cap, 1 + further))
+    base = problem._replace(own=own).with_heads(finetune())
     grown = expandnet(
-        problem.with_heads(finetune()), room.wiring, start, goal=options.goal, units=options.units,
-        rounds=options.rounds, heads=problem.own or HEAD,
+        base, room.wiring, start, goal=options.goal, units=options.units, rounds=options.rounds,
+        heads=own,
     )  # fmt: skip
-    return Built(grown, of_units.with_room(small, room), problem.norm)
+    return Built(grown, of_units.with_room(small, room), "per_task")
 
 
 SPEC = Spec(

@@ -18,6 +18,7 @@ from jaxcl.core.method import Batch, Context, Measure, Method
 from jaxcl.core.model import Model, Wiring
 from jaxcl.core.trees import PyTree
 
+NORMS = r"(^|/)norms?(/|$)"  # each task's own: statistics are of the units that there are
 TASKS = 8  # that the first program has room for
 ROWS = 512  # examples at a time where a network is judged
 MOST_UNITS = 1 << 16  # of a layer, each with a number of its own among the draws
@@ -253,28 +254,38 @@ def accuracy(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
     """The share of the running task's examples that its network gets right.
 
     It is judged by the validation examples; by those to train on where there are no others.
-
-    Raises:
-        ValueError: if there are none at all.
     """
-    data = context.examples if context.validation is None else context.validation
+
+    def right(logits, batch):
+        logits = jnp.where(context.visible(logits.shape, batch), logits, -jnp.inf)
+        return jnp.argmax(logits, -1) == context.labels(batch)
+
+    held_out = context.validation
+    data = context.examples if held_out is None else held_out
+    return _mean(context, theta, state, data, right)
+
+
+def loss(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
+    """The running task's loss over its examples to train on, as its network is evaluated."""
+    return _mean(context, theta, state, context.examples, context.loss)
+
+
+def _mean(context, theta, state, data, of) -> jax.Array:
+    """The mean of `of(logits, batch)` over examples, a few at a time."""
     if data is None:
         raise ValueError("a phase that judges the network needs examples; give examples=.")
     data = jax.tree.map(jnp.asarray, data)
     length = data.y.shape[0]
     size = min(ROWS, length)
 
-    def add(i, right):
+    def add(i, total):
         position = i * size + jnp.arange(size)
         rows = jnp.minimum(position, length - 1)
         batch = Batch(data.x[rows], data.y[rows])
-        logits = context.logits(theta, state, batch)
-        logits = jnp.where(context.visible(logits.shape, batch), logits, -jnp.inf)
-        hit = jnp.argmax(logits, -1) == context.labels(batch)
-        return right + jnp.sum(hit & (position < data.count))
+        value = of(context.logits(theta, state, batch), batch)
+        return total + jnp.sum(jnp.where(position < data.count, value, 0.0))
 
-    right = jax.lax.fori_loop(0, (data.count + size - 1) // size, add, jnp.int32(0))
-    return right / data.count
+    return jax.lax.fori_loop(0, (data.count + size - 1) // size, add, jnp.zeros(())) / data.count
 
 
 def measures(wiring: Wiring) -> tuple[Measure, ...]:

@@ -9,6 +9,8 @@ import numpy as np
 import optax
 
 from jaxcl import data, models, train
+from jaxcl.models import builtin
+from jaxcl.models.chain import Chain, Unit
 
 TASKS, CLASSES = 3, 3
 OPTIMIZERS = {
@@ -19,10 +21,14 @@ OPTIMIZERS = {
 }
 NETS = {
     "mlp": ((6,), lambda a, b: models.mlp(6, (a, b), CLASSES)),
-    # Its first dense layer reads 2 x 2 of every channel.
+    # Its dense layer reads 2 x 2 of every channel.
     "conv": (
-        (27, 27, 1),
-        lambda a, b: models.alexnet((27, 27, 1), CLASSES, widths=(a, a, a, b, b)),
+        (6, 6, 1),
+        lambda a, b: builtin.as_model(
+            functools.partial(
+                Chain, (6, 6, 1), [Unit(a, 3, norm=True, pool=True), Unit(b)], CLASSES
+            )
+        ),
     ),
 }
 

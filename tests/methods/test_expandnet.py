@@ -24,11 +24,18 @@ def make(kind="mlp", goal=1.0, start=(4, 3), room=(8, 7), **options):
     net = NETS[kind][1]
     small = net(*start)
     model = with_room(small, net(*room))
-    base = jaxcl.multihead(jaxcl.finetune(), TASKS)
+    base = jaxcl.multihead(jaxcl.finetune(), TASKS, "head|norm")
     method = jaxcl.expandnet(
-        base, model.wiring, small.wiring.gates, goal=goal, units=2, rounds=1, **options
+        base,
+        model.wiring,
+        small.wiring.gates,
+        goal=goal,
+        units=2,
+        rounds=1,
+        heads="head|norm",
+        **options,
     )
-    return train.Setup(method, model, OPTIMIZERS["adam"], batch=4, norm="frozen")
+    return train.Setup(method, model, OPTIMIZERS["adam"], batch=4, norm="per_task")
 
 
 # Law 1: what a finished task computes with never changes.
@@ -201,7 +208,7 @@ def test_units_are_claimed_in_order_as_far_as_there_is_room():
 
 
 def test_a_network_with_room_starts_as_the_small_one():
-    key, x = jax.random.key(3), jax.random.normal(jax.random.key(4), (5, 27, 27, 1))
+    key, x = jax.random.key(3), jax.random.normal(jax.random.key(4), (5, 6, 6, 1))
     net = NETS["conv"][1]
     small, model = net(2, 3), with_room(net(2, 3), net(4, 6))
     expected, _ = small.apply(*small.init(key), x)
