@@ -16,6 +16,8 @@ from jaxcl.core.isolate import IsolateState, isolate, set_trainable
 from jaxcl.core.method import Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.methods.agem import agem
+from jaxcl.methods.cpg import CPGState, cpg
+from jaxcl.methods.den import DENOptions, DENState, den
 from jaxcl.methods.der import der, derpp
 from jaxcl.methods.er import er
 from jaxcl.methods.ewc import ewc
@@ -37,6 +39,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CPGState",
+    "DENOptions",
+    "DENState",
     "ExpandNetState",
     "HATState",
     "IsolateState",
@@ -49,7 +54,9 @@ __all__ = [
     "agem",
     "analysis",
     "checkpoint",
+    "cpg",
     "data",
+    "den",
     "der",
     "derpp",
     "er",

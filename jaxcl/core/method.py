@@ -113,7 +113,7 @@ class Phase(NamedTuple):
         begin: `(context, theta, state) -> (theta, state)`, before its first step.
         trainable: takes the place of the method's.
         penalty: likewise.
-        project: likewise.
+        project: `(theta, state, task) -> theta`, after every step, in the place of the method's.
         needed: `(theta, state, task) -> bool`; a replica that does not need the phase stands still.
     """
 
@@ -124,7 +124,7 @@ class Phase(NamedTuple):
     begin: Callable[[Context, PyTree, PyTree], tuple[PyTree, PyTree]] | None = None
     trainable: "Trainable | None" = None
     penalty: "Penalty | None" = None
-    project: Callable[[PyTree], PyTree] | None = None
+    project: Callable[[PyTree, PyTree, Any], PyTree] | None = None
     needed: Callable[[PyTree, PyTree, Any], Any] | None = None
 
 

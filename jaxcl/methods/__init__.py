@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from jaxcl.core.checks import nearest
 from jaxcl.methods import (
     agem,
+    cpg,
+    den,
     der,
     er,
     ewc,
@@ -40,6 +42,8 @@ REGISTRY: tuple[Spec, ...] = (
     der.SPEC,
     der.PLUSPLUS,
     expandnet.SPEC,
+    cpg.SPEC,
+    den.SPEC,
 )
 
 

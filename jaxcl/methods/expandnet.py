@@ -1,7 +1,7 @@
 """ExpandNet: a network that grows where a task needs it. The definition is this project's own."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -56,7 +56,7 @@ def expandnet(
     wiring: Wiring | None,
     start: Mapping[str, int],
     *,
-    goal: ArrayLike = ExpandNetOptions.goal,
+    goal: ArrayLike | Sequence[float] = ExpandNetOptions.goal,
     units: int = ExpandNetOptions.units,
     rounds: int = ExpandNetOptions.rounds,
     heads: str = HEAD,
@@ -73,7 +73,7 @@ def expandnet(
         wiring: the table of a network whose layers follow one another, and have room to grow.
         start: for each of its gates, the units that the layer starts with: the first ones.
         goal: accuracy below which the network grows, on the validation examples, or on those to
-            train on if there are no others; in [0, 1].
+            train on if there are no others; in [0, 1], one for all tasks or one for each.
         units: further units of each hidden layer whenever it grows, while there is room.
         rounds: the most times that it grows for one task.
         heads: regular expression of the leaves that are each task's own.
@@ -95,8 +95,7 @@ def expandnet(
     check_pattern("expandnet: heads", heads)
     check_count("expandnet: rounds", rounds)
     check_options(ExpandNetOptions, {"goal": goal, "units": units}, "expandnet: {}".format)
-    if base.tasks is None:
-        raise ValueError("expandnet: base has one head for all tasks; give multihead(finetune()).")
+    tasks = of_units.tasks_of("expandnet", base)
 
     def connected(path, leaf, stamps, task):
         """Which weights a task's network has: from smaller stamps to larger ones, up to its own."""
@@ -113,17 +112,7 @@ def expandnet(
 
     def begin_task(key, theta, state, task):
         theta, inner = base.begin_task(key, theta, state.base, task)
-
-        def new_head(path, leaf):
-            """A start that only depends on the units that are there."""
-            if path not in wiring.inputs or path in wiring.outputs:
-                return leaf
-            old = leaf[task]
-            here, _ = of_units.ends(wiring, path, old, state.stamps, 1, 1)
-            drawn = of_units.fresh_kernel(of_units.key_of(wiring, key, path), old, here > 0)
-            return leaf.at[task].set(jnp.where(task > 0, drawn, old))
-
-        theta = masks.map_with_path(new_head, theta)
+        theta = of_units.fresh_heads(wiring, key, theta, state.stamps, task)
         return theta, ExpandNetState(inner, state.stamps, jnp.bool_(False))
 
     def view(theta, state, task, progress=None):
@@ -150,29 +139,13 @@ def expandnet(
 
     def grow(context, theta, state):
         """Adds units where the goal is missed and there is room."""
-        task = context.task
-        missed = of_units.accuracy(context, theta, state) < goal
-        grown = of_units.claim(state.stamps, units, task)
-        new = {gate: missed & (grown[gate] != state.stamps[gate]) for gate in grown}
-        stamps = {gate: jnp.where(missed, grown[gate], state.stamps[gate]) for gate in grown}
-
-        def start_new(path, leaf):
-            if not is_wired(path):
-                return leaf
-            own = re.search(heads, path) is not None
-            old = leaf[task] if own else leaf
-            from_new, to_new = of_units.ends(wiring, path, old, new, False, False)
-            fresh = jnp.ones_like(old) if path.endswith("scale") else jnp.zeros_like(old)
-            if path in wiring.inputs:
-                here, _ = of_units.ends(wiring, path, old, stamps, 1, 1)
-                key = of_units.key_of(wiring, context.key, path)
-                drawn = of_units.fresh_kernel(key, old, here > 0)
-                fresh = jnp.where(to_new, drawn, fresh)
-            fresh = jnp.where(from_new | to_new, fresh, old)
-            return leaf.at[task].set(fresh) if own else fresh
-
+        task, before = context.task, state.stamps
+        missed = of_units.misses(context, theta, state, goal, tasks)
+        grown = of_units.claim(before, dict.fromkeys(before, units), task)
+        stamps = {gate: jnp.where(missed, grown[gate], before[gate]) for gate in grown}
+        new = {gate: stamps[gate] != before[gate] for gate in grown}
+        theta = of_units.fresh_units(wiring, context.key, theta, stamps, new, task, heads)
         growing = jnp.stack([n.any() for n in new.values()]).any()
-        theta = masks.map_with_path(start_new, theta)
         return theta, ExpandNetState(state.base, stamps, growing)
 
     further = Phase(
@@ -192,14 +165,16 @@ def expandnet(
 
 def _build(problem: Problem, options: ExpandNetOptions) -> Built:
     small = problem.network()
+    own = f"{problem.own}|{of_units.NORMS}"
     start = of_units.widths("expandnet", small)
     further = problem.tasks * options.rounds * options.units / min(start.values())
     room = problem.network(min(options.cap, 1 + further))
+    base = problem._replace(own=own).with_heads(finetune())
     grown = expandnet(
-        problem.with_heads(finetune()), room.wiring, start, goal=options.goal, units=options.units,
-        rounds=options.rounds, heads=problem.own or HEAD,
+        base, room.wiring, start, goal=options.goal, units=options.units, rounds=options.rounds,
+        heads=own,
     )  # fmt: skip
-    return Built(grown, of_units.with_room(small, room), problem.norm)
+    return Built(grown, of_units.with_room(small, room), "per_task")
 
 
 SPEC = Spec(

@@ -6,16 +6,19 @@ array with more room begins with the one that has less.
 """
 
 import math
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxcl.core import masks
-from jaxcl.core.method import Batch, Context, Measure
+from jaxcl.core.method import Batch, Context, Measure, Method
 from jaxcl.core.model import Model, Wiring
 from jaxcl.core.trees import PyTree
 
+NORMS = r"(^|/)norms?(/|$)"  # each task's own: statistics are of the units that there are
 TASKS = 8  # that the first program has room for
 ROWS = 512  # examples at a time where a network is judged
 MOST_UNITS = 1 << 16  # of a layer, each with a number of its own among the draws
@@ -51,6 +54,13 @@ def widths(name: str, model: Model) -> dict[str, int]:
     """The units of each hidden layer of a network that can grow."""
     gates = {} if model.wiring is None else model.wiring.gates
     return dict(check_wiring(name, model.wiring, gates).gates)
+
+
+def tasks_of(name: str, base: Method) -> int:
+    """The number of tasks of the method that governs the heads."""
+    if base.tasks is None:
+        raise ValueError(f"{name}: base has one head for all tasks; give multihead(finetune()).")
+    return base.tasks
 
 
 def split_units(wiring: Wiring, params: PyTree) -> PyTree:
@@ -102,18 +112,18 @@ def first_units(wiring: Wiring, start: Mapping[str, int]) -> dict[str, jax.Array
     }
 
 
-def claim(stamps: PyTree, units, task) -> PyTree:
-    """The stamps once every layer has `units` further ones of this task, as far as there is room.
+def claim(stamps: Mapping[str, jax.Array], units: Mapping[str, int], task) -> dict[str, jax.Array]:
+    """The stamps once every layer has so many further units, as far as there is room.
 
-    >>> print(claim(jnp.array([1, 0, 1, 0, 0]), 2, task=1))
+    >>> print(claim({"layer": jnp.array([1, 0, 1, 0, 0])}, {"layer": 2}, task=1)["layer"])
     [1 2 1 2 0]
     """
 
-    def of_layer(stamp):
+    def of_layer(stamp, number):
         free = stamp == 0
-        return jnp.where(free & (jnp.cumsum(free) <= units), task + 1, stamp)
+        return jnp.where(free & (jnp.cumsum(free) <= number), task + 1, stamp)
 
-    return jax.tree.map(of_layer, stamps)
+    return {gate: of_layer(stamp, units[gate]) for gate, stamp in stamps.items()}
 
 
 def ends(wiring: Wiring, path: str, leaf: jax.Array, values: PyTree, source, target):
@@ -169,37 +179,113 @@ def fresh_kernel(key: jax.Array, leaf: jax.Array, present) -> jax.Array:
     return jnp.where(present, draw_by_index(key, leaf.shape) / jnp.sqrt(fan_in), 0.0)
 
 
-def key_of(wiring: Wiring, key: jax.Array, path: str) -> jax.Array:
+def _key_of(wiring: Wiring, key: jax.Array, path: str) -> jax.Array:
     """A kernel's own key."""
     return jax.random.fold_in(key, sorted(wiring.inputs).index(path))
+
+
+def fresh_heads(
+    wiring: Wiring, key: jax.Array, theta: PyTree, stamps: Mapping[str, jax.Array], task: Any
+) -> PyTree:
+    """Draws a later task's row of the heads anew, by the units that are there and not by the room.
+
+    Args:
+        wiring: the table.
+        key: a typed key.
+        theta: parameters whose heads have a leading [tasks] axis, their units split.
+        stamps: for each layer [units].
+        task: the task; the first one's head stays as it is.
+    """
+
+    def start(path, leaf):
+        if path not in wiring.inputs or path in wiring.outputs:
+            return leaf
+        old = leaf[task]
+        stamp, _ = ends(wiring, path, old, stamps, 1, 1)
+        drawn = fresh_kernel(_key_of(wiring, key, path), old, stamp > 0)
+        return leaf.at[task].set(jnp.where(task > 0, drawn, old))
+
+    return masks.map_with_path(start, theta)
+
+
+def fresh_units(
+    wiring: Wiring, key: jax.Array, theta: PyTree, stamps: Mapping[str, jax.Array],
+    new: Mapping[str, jax.Array], task: Any, heads: str,
+) -> PyTree:  # fmt: skip
+    """Starts new units: their incoming weights are drawn, and what reads them is zero.
+
+    So growth by itself changes no output, and yet every new weight gets a gradient in the end.
+
+    Args:
+        wiring: the table.
+        key: a typed key.
+        theta: parameters, their units split; the leaves that match `heads` have a leading [tasks]
+            axis, of which the running task's row is written.
+        stamps: for each layer [units], the new ones included.
+        new: likewise bool, which units are new.
+        task: the running task.
+        heads: regular expression of the leaves that are each task's own.
+    """
+
+    def start(path, leaf):
+        if path not in wiring.inputs and path not in wiring.outputs:
+            return leaf
+        own = re.search(heads, path) is not None
+        old = leaf[task] if own else leaf
+        from_new, to_new = ends(wiring, path, old, new, False, False)
+        fresh = jnp.ones_like(old) if path.endswith("scale") else jnp.zeros_like(old)
+        if path in wiring.inputs:
+            stamp, _ = ends(wiring, path, old, stamps, 1, 1)
+            drawn = fresh_kernel(_key_of(wiring, key, path), old, stamp > 0)
+            fresh = jnp.where(to_new, drawn, fresh)
+        fresh = jnp.where(from_new | to_new, fresh, old)
+        return leaf.at[task].set(fresh) if own else fresh
+
+    return masks.map_with_path(start, theta)
+
+
+def misses(context: Context, theta: PyTree, state: PyTree, goal: Any, tasks: int) -> jax.Array:
+    """Whether the running task's network is below its goal: one for all tasks, or one for each."""
+    goals = jnp.broadcast_to(jnp.asarray(goal, float), (tasks,))
+    return accuracy(context, theta, state) < goals[context.task]
 
 
 def accuracy(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
     """The share of the running task's examples that its network gets right.
 
     It is judged by the validation examples; by those to train on where there are no others.
-
-    Raises:
-        ValueError: if there are none at all.
     """
-    data = context.examples if context.validation is None else context.validation
+
+    def right(logits, batch):
+        logits = jnp.where(context.visible(logits.shape, batch), logits, -jnp.inf)
+        return jnp.argmax(logits, -1) == context.labels(batch)
+
+    held_out = context.validation
+    data = context.examples if held_out is None else held_out
+    return _mean(context, theta, state, data, right)
+
+
+def loss(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
+    """The running task's loss over its examples to train on, as its network is evaluated."""
+    return _mean(context, theta, state, context.examples, context.loss)
+
+
+def _mean(context, theta, state, data, of) -> jax.Array:
+    """The mean of `of(logits, batch)` over examples, a few at a time."""
     if data is None:
         raise ValueError("a phase that judges the network needs examples; give examples=.")
     data = jax.tree.map(jnp.asarray, data)
     length = data.y.shape[0]
     size = min(ROWS, length)
 
-    def add(i, right):
+    def add(i, total):
         position = i * size + jnp.arange(size)
         rows = jnp.minimum(position, length - 1)
         batch = Batch(data.x[rows], data.y[rows])
-        logits = context.logits(theta, state, batch)
-        logits = jnp.where(context.visible(logits.shape, batch), logits, -jnp.inf)
-        hit = jnp.argmax(logits, -1) == context.labels(batch)
-        return right + jnp.sum(hit & (position < data.count))
+        value = of(context.logits(theta, state, batch), batch)
+        return total + jnp.sum(jnp.where(position < data.count, value, 0.0))
 
-    right = jax.lax.fori_loop(0, (data.count + size - 1) // size, add, jnp.int32(0))
-    return right / data.count
+    return jax.lax.fori_loop(0, (data.count + size - 1) // size, add, jnp.zeros(())) / data.count
 
 
 def measures(wiring: Wiring) -> tuple[Measure, ...]:

@@ -202,8 +202,9 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
     if run.scale is not None:
         scale = run.scale(progress)
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
-    project = run.phase.project or method.project
-    after = project(optax.apply_updates(theta, updates))
+    after = optax.apply_updates(theta, updates)
+    own = run.phase.project
+    after = method.project(after) if own is None else own(after, state, task)
     memory = carry.memory
     if online is not None and online.update is not None:
         step = Step(new_rows, logits[:size], of_task, theta, after)

@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jaxcl import models, train
+from jaxcl import data, models, train
+from jaxcl.models import builtin
+from jaxcl.models.chain import Chain, Unit
 
 TASKS, CLASSES = 3, 3
 OPTIMIZERS = {
@@ -19,10 +21,14 @@ OPTIMIZERS = {
 }
 NETS = {
     "mlp": ((6,), lambda a, b: models.mlp(6, (a, b), CLASSES)),
-    # Its first dense layer reads 2 x 2 of every channel.
+    # Its dense layer reads 2 x 2 of every channel.
     "conv": (
-        (27, 27, 1),
-        lambda a, b: models.alexnet((27, 27, 1), CLASSES, widths=(a, a, a, b, b)),
+        (6, 6, 1),
+        lambda a, b: builtin.as_model(
+            functools.partial(
+                Chain, (6, 6, 1), [Unit(a, 3, norm=True, pool=True), Unit(b)], CLASSES
+            )
+        ),
     ),
 }
 
@@ -55,6 +61,22 @@ def examples(kind, count=20):
     x = rng.normal(0, 1, (TASKS, count, *NETS[kind][0])).astype("f4")
     y = rng.integers(0, CLASSES, (TASKS, count))
     return train.Data(jnp.asarray(x), jnp.asarray(y), jnp.array([20, 16, 12]))
+
+
+def few_digits(tasks):
+    """Permuted digits, of which a few are enough here; tasks differ in length."""
+    full = data.permuted_digits(tasks)
+
+    def cut(split, count):
+        return data.Split(split.x[:count], split.y[:count])
+
+    def cut_all(task, number):
+        train_count = 40 + 3 * number
+        return task._replace(
+            train=cut(task.train, train_count), val=cut(task.val, 20), test=cut(task.test, 9)
+        )
+
+    return full._replace(tasks=tuple(cut_all(task, i) for i, task in enumerate(full.tasks)))
 
 
 class Course(NamedTuple):
