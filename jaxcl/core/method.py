@@ -257,8 +257,9 @@ class Method(NamedTuple):
     divided: Callable[[PyTree], Any] = lambda state: ()
 
     def capacity(self, theta: PyTree, state: PyTree) -> jax.Array:
-        """The measure of that name: the share of the network that the tasks so far use."""
-        return dict(self.measures)["capacity"](theta, state)
+        """The measure of that name: the share of the network that the tasks so far use; else 1."""
+        measures = dict(self.measures)
+        return measures["capacity"](theta, state) if "capacity" in measures else jnp.float32(1)
 
 
 def nested(method: Method, name: str) -> Method:

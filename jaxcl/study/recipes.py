@@ -270,7 +270,8 @@ def recipe(
     check(choice)
     limit = tasks or len(benchmark.tasks)
     _check_scenario(choice, benchmark)
-    prepare = normalize(benchmark)
+    prepare, x = normalize(benchmark), benchmark.tasks[0].train.x
+    sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
 
     def setup(settings: Mapping[str, jax.Array]) -> Setup:
@@ -289,6 +290,7 @@ def recipe(
             patience=shared.patience,
             reset=shared.reset_optimizer,
             schedule=SCHEDULES[shared.schedule],
+            sample=sample,
             scenario=shared.scenario,
             unseen=shared.unseen,
         )

@@ -45,7 +45,7 @@ def snapshot(folder):
     [
         (
             "compare --methods hat,packnett",
-            "unknown method 'packnett'; the nearest are 'packnet'; the methods are finetune",
+            "unknown method 'packnett'; the nearest are 'packnet'",
         ),
         ("compare --methods hat,hat", "names a method twice"),
         ("compare --methods None", "--methods needs at least one of finetune, joint"),
