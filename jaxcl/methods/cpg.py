@@ -156,7 +156,9 @@ def cpg(
         return {p: jnp.where((owner[p] == 0) & here[p], mine, owner[p]) for p in kernels}
 
     def init(key, params):
-        theta, inner = base.init(key, of_units.split_units(wiring, params))
+        params = of_units.split_units(wiring, params)
+        theta, inner = base.init(key, params)
+        of_units.check_own("cpg", heads, params, theta)
         leaves = masks.leaves_by_path(theta)
         state = CPGState(
             base=inner,

@@ -262,7 +262,9 @@ def den(
     names = [p for p in {**wiring.inputs, **wiring.outputs} if not re.search(heads, p)]
 
     def init(key, params):
-        theta, inner = base.init(key, of_units.split_units(wiring, params))
+        params = of_units.split_units(wiring, params)
+        theta, inner = base.init(key, params)
+        of_units.check_own("den", heads, params, theta)
         leaves, no = masks.leaves_by_path(theta), jnp.bool_(False)
         stamps = of_units.first_units(wiring, start)
         selected = {gate: stamp > 0 for gate, stamp in stamps.items()}

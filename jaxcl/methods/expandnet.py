@@ -106,7 +106,9 @@ def expandnet(
         return path in wiring.inputs or path in wiring.outputs
 
     def init(key, params):
-        theta, inner = base.init(key, of_units.split_units(wiring, params))
+        params = of_units.split_units(wiring, params)
+        theta, inner = base.init(key, params)
+        of_units.check_own("expandnet", heads, params, theta)
         stamps = of_units.first_units(wiring, start)
         return theta, ExpandNetState(inner, stamps, jnp.bool_(False))
 

@@ -63,6 +63,18 @@ def tasks_of(name: str, base: Method) -> int:
     return base.tasks
 
 
+def check_own(name: str, heads: str, params: PyTree, theta: PyTree) -> None:
+    """Raises ValueError where the base and the method disagree on what is each task's own."""
+    stacked = masks.leaves_by_path(theta)
+    for path, leaf in masks.leaves_by_path(params).items():
+        meant = re.search(heads, path) is not None
+        if meant != (stacked[path].ndim > leaf.ndim):
+            raise ValueError(
+                f"{name}: by heads={heads!r} '{path}' is {'' if meant else 'not '}each task's own, "
+                f"but by its base it is {'not ' if meant else ''}so; give both the same pattern."
+            )
+
+
 def split_units(wiring: Wiring, params: PyTree) -> PyTree:
     """Gives each unit that a flattening repeats one row: [repeats * units, out] by its repeats."""
 

@@ -27,7 +27,7 @@ def make(kind="mlp", optimizer=OPTIMIZERS["adam"], start=(4, 3), room=(8, 7), **
     net = NETS[kind][1]
     small = net(*start)
     model = with_room(small, net(*room))
-    base = jaxcl.multihead(jaxcl.finetune(), TASKS)
+    base = jaxcl.multihead(jaxcl.finetune(), TASKS, "head|norm")
     chosen = DENOptions(**{"units": 2, **options})
     method = jaxcl.den(base, model.wiring, small.wiring.gates, chosen, heads="head|norm")
     return train.Setup(method, model, optimizer, batch=4, norm="per_task")
