@@ -29,7 +29,8 @@ from jaxcl.cli.session import (
     settings_of,
     sizes_that_exist,
 )
-from jaxcl.cli.terminal import bars, conclude, consoles, introduce, results_shown, show
+from jaxcl.cli.streams import standard_output
+from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
@@ -260,7 +261,7 @@ def _work(
     if not processes.is_main():
         return
     paths = report.write(results, folder)
-    with results_shown():
+    with standard_output():
         out.print(report.table(results))
         out.print(report.sentence(results))
         conclude(out, folder, [folder / "settings.json", *paths])

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import jax
 
 import jaxcl
+from jaxcl.cli.streams import flush, standard_output
 
 if TYPE_CHECKING:
     from jaxcl.cli.options import Run
@@ -50,13 +51,17 @@ def main(args: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         _fail("stopped before anything was trained.", code=130)
     finally:
-        _flush()
+        try:
+            flush()
+        except OSError as error:
+            _fail(error)
 
 
 def _run(args: list[str]) -> None:
     try:
         if args == ["--version"]:
-            print(f"jaxcl {jaxcl.__version__}")
+            with standard_output():
+                print(f"jaxcl {jaxcl.__version__}")
             return
         for module in ("tyro", "rich", "matplotlib"):
             _need(module)
@@ -65,7 +70,8 @@ def _run(args: list[str]) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)
         from jaxcl.cli import compare, options, processes, sweep
 
-        command = options.parse(args)
+        with standard_output():  # which may be asked to show the help
+            command = options.parse(args)
         processes.check(command.run)
         cache = use_cache(command.run.cache)
         processes.join(command.run)
@@ -157,17 +163,6 @@ def _need(module: str) -> None:
             f"the command needs {module}, which comes with the extra 'experiments': "
             f'pip install "jaxcl[experiments]"'
         )
-
-
-def _flush() -> None:
-    """Writes out what is buffered, so that a failure is told here and not by Python at its end."""
-    try:
-        sys.stdout.flush()
-    except OSError as error:
-        # The buffer stays full, and Python would try again.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _fail(OSError(error.errno, error.strerror, "standard output"))
 
 
 def _fail(reason: Exception | str, code: int = 2, hint: str = "") -> NoReturn:

@@ -267,6 +267,8 @@ def _check_shared(run: Run, training: Options) -> None:
     name = run.name
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise ValueError(f"--name must be the name of a folder, without a path, got {name!r}.")
+    if name is not None and len(name.encode()) > 255:
+        raise ValueError(f"--name must be at most 255 bytes long, got {len(name.encode())}.")
 
 
 def _method_names(given: str | None) -> tuple[str, ...]:

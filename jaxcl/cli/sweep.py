@@ -29,7 +29,8 @@ from jaxcl.cli.session import (
     settings_of,
     sizes_that_exist,
 )
-from jaxcl.cli.terminal import bars, conclude, consoles, introduce, results_shown, show
+from jaxcl.cli.streams import standard_output
+from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import figures, metrics
@@ -150,7 +151,7 @@ def _work(
     title = f"{label} on {settings['benchmark']}"
     paths = _write(outcome, settings, title, seconds, count, folder)
     times = "once" if count == 1 else f"{count} times"
-    with results_shown():
+    with standard_output():
         out.print(_table(outcome, title, settings["seeds"]))
         out.print(_sentence(outcome))
         out.print(

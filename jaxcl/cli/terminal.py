@@ -1,6 +1,5 @@
 """What the command shows while it works."""
 
-import contextlib
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxcl.cli import processes
+from jaxcl.cli.streams import Lossy
 from jaxcl.report.text import counted
 from jaxcl.study import replicas
 
@@ -22,39 +22,11 @@ def consoles() -> tuple[Console, Console]:
     console = partial(Console, highlight=False, markup=False, emoji=False, quiet=quiet)
     out = console(soft_wrap=True)
     out.on_broken_pipe = _raise_again  # rich would end the process with code 1
-    return out, console(file=cast(TextIO, _Lossy(sys.stderr)))
+    return out, console(file=cast(TextIO, Lossy(sys.stderr)))
 
 
 def _raise_again() -> None:
     raise
-
-
-class _Lossy:
-    """A stream that loses what it cannot take: training is not given up for its progress."""
-
-    def __init__(self, stream):
-        self._stream = stream
-
-    def __getattr__(self, name):
-        return getattr(self._stream, name)
-
-    def write(self, text):
-        with contextlib.suppress(OSError):
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self):
-        with contextlib.suppress(OSError):
-            self._stream.flush()
-
-
-@contextlib.contextmanager
-def results_shown():
-    """Names standard output where it cannot take the results."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, "standard output") from error
 
 
 def introduce(err: Console, settings: dict, layout: replicas.Layout) -> None:

@@ -102,7 +102,7 @@ def snapshot(folder):
         ),
         ("compare --name a\x1bb", "holds what cannot be printed"),
         ("compare --out \udcff", r"'\udcff' holds what cannot be printed"),
-        (f"compare --name {'a' * 300}", "File name too long"),
+        (f"compare --name {'a' * 300}", "--name must be at most 255 bytes long, got 300"),
     ],
 )
 def test_bad_input(words, message, tmp_path, monkeypatch, capsys):
