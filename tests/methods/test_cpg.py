@@ -238,7 +238,7 @@ OPTIONS = recipes.Options(hidden=(5, 4), batch=16, epochs=4, learning_rate=0.1)
 
 
 def learn(seeds, studies=None):
-    choice = recipes.choose("cpg", OPTIONS, goal=0.3)
+    choice = recipes.choose("cpg", OPTIONS, goal=0.2)
     studies = studies or recipes.studies(
         choice, few_digits(3), seeds=seeds, devices=jax.devices()[:1]
     )
