@@ -1,4 +1,4 @@
-"""Standard output and standard error that cannot take what is written: full devices, broken pipes."""
+"""Standard output and error that cannot take what is written: full devices, broken pipes."""
 
 import contextlib
 import os
