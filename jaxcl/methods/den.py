@@ -179,7 +179,8 @@ def split_units(
 ) -> PyTree:  # fmt: skip
     """Each copy takes over its unit's weights, and the unit gets back those before the task.
 
-    The running task's head reads the copy in the place of the unit; hidden layers read both.
+    What the running task alone has, its head, its new units and the copies, reads the copy in the
+    place of the unit; older units go on reading the unit.
 
     Args:
         wiring: the table.
@@ -194,6 +195,8 @@ def split_units(
     old = {gate: (stamp > 0) & (stamp <= task) for gate, stamp in stamps.items()}
     source_of = {gate: copy.source for gate, copy in copies.items()}
     is_split = {gate: copy.split for gate, copy in copies.items()}
+    is_copy = {gate: source != jnp.arange(source.size) for gate, source in source_of.items()}
+    is_new = {gate: is_copy[gate] | (stamps[gate] == task + 1) for gate in copies}
 
     def place(path, leaf):
         if path not in wiring.inputs and path not in wiring.outputs:
@@ -201,13 +204,15 @@ def split_units(
         own = re.search(heads, path) is not None
         new = leaf[task] if own else leaf
         from_split, to_split = of_units.ends(wiring, path, new, is_split, False, False)
+        from_copy, _ = of_units.ends(wiring, path, new, is_copy, False, False)
+        _, to_new = of_units.ends(wiring, path, new, is_new, False, True)
         if path in wiring.inputs and (gate := wiring.inputs[path][0][0]) is not None:
             new = jnp.take(new, source_of[gate], axis=-2)
         if path in wiring.outputs:
             new = jnp.take(new, source_of[wiring.outputs[path]], axis=-1)
+        new = jnp.where(jnp.where(to_new, from_split, from_copy), 0.0, new)
         if own:
-            reads = path in wiring.inputs and path not in wiring.outputs
-            return leaf.at[task].set(jnp.where(from_split, 0.0, new) if reads else new)
+            return leaf.at[task].set(new)
         from_old, _ = of_units.ends(wiring, path, leaf, old, True, True)
         return jnp.where(to_split, jnp.where(from_old, before[path], 0.0), new)
 

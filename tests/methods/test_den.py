@@ -234,14 +234,15 @@ def test_a_split_gives_back_the_old_weights_and_keeps_the_new_in_a_copy():
     setup = make()
     theta, state = filled(setup)
     drift = drift_by_hand(theta, state)
-    limit = float(np.sort(np.concatenate([*drift.values()]))[-3])  # two units are beyond
+    limit = float(min(values.max() for values in drift.values())) * 0.999  # some in each layer
     setup = make(drift=limit)
     leaves = jaxcl.masks.leaves_by_path(theta)
     found = den.drift_of(setup.model.wiring, leaves, state.before, state.stamps, 1)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, drift)
     new, after = phase(setup, "split").begin(context(), theta, state)
     moved = {gate: [i for i, d in enumerate(drift[gate]) if d > limit] for gate in drift}
-    assert sum(map(len, moved.values())) == 2
+    assert all(moved.values())
+    below = []  # the units of the layer below that were split, each with its copy
     for layer in range(2):
         gate, kernel = f"layer{layer}", np.asarray(new["layers"][layer]["kernel"])
         old = np.asarray(state.before[f"layers/{layer}/kernel"])
@@ -250,10 +251,15 @@ def test_a_split_gives_back_the_old_weights_and_keeps_the_new_in_a_copy():
         order = sorted(moved[gate], key=lambda i: -drift[gate][i])
         places = [i for i, s in enumerate(STAMPS[gate]) if s == 0]
         stamps = list(STAMPS[gate])
-        for unit, place in zip(order, places):
+        pairs = list(zip(order[:2], places))
+        for unit, place in pairs:
             np.testing.assert_array_equal(kernel[old_rows, unit], old[old_rows, unit])
-            same = slice(None) if layer == 0 else np.array(STAMPS["layer0"]) > 0
-            np.testing.assert_array_equal(kernel[same, place], now[same, unit])
+            expected = now[:, unit].copy()
+            for one, copy in below:  # a copy reads the copies in the place of their units
+                expected[copy], expected[one] = expected[one], 0
+            here = [i for i, s in enumerate(STAMPS["layer0"]) if s] + [c for _, c in below]
+            here = here if layer else slice(None)
+            np.testing.assert_array_equal(kernel[here, place], expected[here])
             bias, was = new["layers"][layer]["bias"], theta["layers"][layer]["bias"]
             assert bias[place] == was[unit]
             assert bias[unit] == state.before[f"layers/{layer}/bias"][unit]
@@ -263,7 +269,11 @@ def test_a_split_gives_back_the_old_weights_and_keeps_the_new_in_a_copy():
                 np.testing.assert_array_equal(head[1, place], before[1, unit])
                 assert not np.asarray(head[1, unit]).any()
                 np.testing.assert_array_equal(head[0, unit], before[0, unit])
+        for other in [i for i, s in enumerate(STAMPS[gate]) if s == 1 and i not in order[:2]]:
+            for one, copy in below:  # an older unit goes on reading the unit
+                assert kernel[copy, other] == 0 and kernel[one, other] == now[one, other]
         np.testing.assert_array_equal(after.stamps[gate], stamps)
+        below = pairs
     assert bool(after.split)
 
 
