@@ -1,6 +1,7 @@
 """A head for each task."""
 
 import re
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ from jaxcl.core import masks
 from jaxcl.core.checks import check_count, check_pattern, shorten
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Method
-from jaxcl.core.trees import draw
+from jaxcl.core.trees import PyTree, draw
 
 HEAD = r"(^|/)head(/|$)"
 
@@ -67,53 +68,26 @@ def multihead(
     def init(key, params):
         inner_key, head_key = jax.random.split(key)
         theta, state = method.init(inner_key, params)
-        found = {path: h for path, h in masks.leaves_by_path(theta).items() if is_head(path)}
-        if not found:
-            raise ValueError(
-                f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
-                f"{shorten(sorted(masks.leaves_by_path(theta)))}."
-            )
-        if taken := sorted(found.keys() & set(method.divided(state))):
+        own = _own_leaves(theta, is_head, heads)
+        if taken := sorted(own.keys() & set(method.divided(state))):
             raise ValueError(
                 f"multihead: the pattern {heads!r} makes '{taken[0]}' each task's own, but the "
                 f"method shares its entries out among the tasks; tell the method to leave it "
                 f"alone, by its own heads={heads!r}."
             )
-        drawn = {path: h for path, h in found.items() if h.ndim > 1}
-        draws = draw(jax.random.uniform, head_key, [(tasks, *h.shape) for h in drawn.values()])
-        draws = dict(zip(drawn, draws))
-
-        def stack(path, leaf):
-            if path not in found:
-                return leaf
-            leaf = jnp.asarray(leaf)
-            if path not in drawn:
-                return jnp.stack([leaf] * tasks)
-            picked = (draws[path] * leaf.size).astype(int)
-            return leaf.ravel()[picked].at[0].set(leaf)
-
-        return masks.map_with_path(stack, theta), state
-
-    def is_carried(theta):
-        """By path, whether a leaf of the tasks' own goes on from the previous task's."""
-        own = {path: leaf for path, leaf in masks.leaves_by_path(theta).items() if is_head(path)}
-        names = {path: path.removeprefix(method.params_prefix) for path in own}
-        if carried is not None:
-            return {path: re.search(carried, names[path]) is not None for path in own}
-        layers = [path.rpartition("/")[0] for path, leaf in own.items() if leaf.ndim > 2]
-        return {
-            path: path.rpartition("/")[0] not in layers and not re.search(HEAD, names[path])
-            for path in own
-        }
+        rows = _rows(head_key, own, tasks)
+        return masks.map_with_path(lambda path, leaf: rows.get(path, leaf), theta), state
 
     def begin_task(key, theta, state, task):
-        goes_on = is_carried(theta)
-        theta = masks.map_with_path(
-            lambda path, leaf: (
-                leaf.at[task].set(leaf[jnp.maximum(task - 1, 0)]) if goes_on.get(path) else leaf
-            ),
-            theta,
-        )
+        own = _own_leaves(theta, is_head, heads)
+        goes_on = _carried(own, method.params_prefix, carried)
+
+        def start(path, leaf):
+            if path not in goes_on:
+                return leaf
+            return leaf.at[task].set(leaf[jnp.maximum(task - 1, 0)])
+
+        theta = masks.map_with_path(start, theta)
         selected, state = method.begin_task(key, select(theta, task), state, task)
         return restore(selected, theta), state
 
@@ -137,28 +111,59 @@ def multihead(
 
         return trainable
 
-    def own_row(task):
-        return jnp.arange(tasks) == task
+    def in_task(function):
+        return lambda theta, state, task, progress=None: function(
+            select(theta, task), state, task, progress
+        )
 
-    def rows_seen(task):
-        return jnp.arange(tasks) <= task
-
-    def on_selected(function, task=0):
-        return lambda theta, state: function(select(theta, task), state)
+    def on_first(function):
+        return lambda theta, state: function(select(theta, 0), state)
 
     multiheaded = method._replace(
         init=init,
         begin_task=begin_task,
-        view=lambda theta, state, task, progress=None: method.view(
-            select(theta, task), state, task, progress
-        ),
-        trainable=mask_of(method.trainable, own_row),
-        trainable_seen=mask_of(method.trainable, rows_seen),
-        penalty=lambda theta, state, task, progress=None: method.penalty(
-            select(theta, task), state, task, progress
-        ),
+        view=in_task(method.view),
+        trainable=mask_of(method.trainable, lambda task: jnp.arange(tasks) == task),
+        trainable_seen=mask_of(method.trainable, lambda task: jnp.arange(tasks) <= task),
+        penalty=in_task(method.penalty),
         end_task=end_task,
-        measures=tuple(m._replace(of=on_selected(m.of)) for m in method.measures),
+        measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
         tasks=tasks,
     )
     return guarded("multihead", multiheaded)
+
+
+def _own_leaves(theta: PyTree, is_head: Callable, heads: str) -> dict[str, jax.Array]:
+    """The leaves that are each task's own, by path."""
+    leaves = masks.leaves_by_path(theta)
+    own = {path: leaf for path, leaf in leaves.items() if is_head(path)}
+    if not own:
+        raise ValueError(
+            f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
+            f"{shorten(sorted(leaves))}."
+        )
+    return own
+
+
+def _rows(key: jax.Array, own: dict[str, jax.Array], tasks: int) -> dict[str, jax.Array]:
+    """A row for each task: the first is the leaf, the others are drawn from its entries."""
+    drawn = [path for path, leaf in own.items() if leaf.ndim > 1]
+    draws = draw(jax.random.uniform, key, [(tasks, *own[path].shape) for path in drawn])
+    rows = {path: jnp.stack([jnp.asarray(leaf)] * tasks) for path, leaf in own.items()}
+    for path, values in zip(drawn, draws):
+        leaf = jnp.asarray(own[path])
+        rows[path] = leaf.ravel()[(values * leaf.size).astype(int)].at[0].set(leaf)
+    return rows
+
+
+def _carried(own: dict[str, jax.Array], prefix: str, carried: str | None) -> set[str]:
+    """The paths of those leaves of the tasks' own that go on from the previous task's row."""
+    names = {path: path.removeprefix(prefix) for path in own}
+    if carried is not None:
+        return {path for path, name in names.items() if re.search(carried, name)}
+    layers = {path.rpartition("/")[0] for path, leaf in own.items() if leaf.ndim > 2}
+    return {
+        path
+        for path, name in names.items()
+        if path.rpartition("/")[0] not in layers and not re.search(HEAD, name)
+    }

@@ -3,10 +3,12 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from jaxcl.core import masks
@@ -139,155 +141,197 @@ def cpg(
     check_options(CPGOptions, given | {"pick_scale": pick_scale}, "cpg: {}".format)
     tasks = of_units.tasks_of("cpg", base)
     check_count("cpg: tasks", tasks, MOST_TASKS)
-    fractions = prune_fractions(tasks, prune)
-    further = {gate: max(1, int(widen * number + 1e-6)) for gate, number in start.items()}
-    kernels = [path for path in wiring.inputs if path in wiring.outputs]
-
-    def present(leaves, stamps):
-        """Which weights lie between two units that are there."""
-        both = {p: of_units.ends(wiring, p, leaves[p], stamps, 1, 1) for p in kernels}
-        return {
-            p: jnp.broadcast_to((a > 0) & (b > 0), leaves[p].shape) for p, (a, b) in both.items()
-        }
-
-    def claimed(theta, stamps, owner, task):
-        here = present(masks.leaves_by_path(theta["params"]), stamps)
-        mine = jnp.asarray(task + 1).astype(jnp.uint8)
-        return {p: jnp.where((owner[p] == 0) & here[p], mine, owner[p]) for p in kernels}
-
-    def init(key, params):
-        params = of_units.split_units(wiring, params)
-        theta, inner = base.init(key, params)
-        of_units.check_own("cpg", heads, params, theta)
-        leaves = masks.leaves_by_path(theta)
-        state = CPGState(
-            base=inner,
-            stamps=of_units.first_units(wiring, start),
-            owner={p: jnp.zeros(leaves[p].shape, jnp.uint8) for p in kernels},
-            picked={p: jnp.zeros((tasks, *leaves[p].shape), bool) for p in kernels},
-            current=jnp.int32(-1),
-            growing=jnp.bool_(False),
-            floor=jnp.float32(0),
-        )
-        return {"params": theta, "picks": _picks(leaves, kernels)}, state
-
-    def begin_task(key, theta, state, task):
-        params, inner = base.begin_task(key, theta["params"], state.base, task)
-        params = of_units.fresh_heads(wiring, key, params, state.stamps, task)
-        theta = {"params": params, "picks": _picks(masks.leaves_by_path(params), kernels)}
-        owner = claimed(theta, state.stamps, state.owner, task)
-        return theta, state._replace(
-            base=inner, owner=owner, current=jnp.asarray(task, jnp.int32), growing=jnp.bool_(False)
-        )
-
-    def view(theta, state, task, progress=None):
-        params = base.view(theta["params"], state.base, task, progress)
-
-        def chosen(path):
-            gate = binarize(theta["picks"][f"{path}/pick"])
-            if progress is not None:
-                return gate
-            return jnp.where(state.current == task, gate, state.picked[path][task])
-
-        def use(path, leaf):
-            if path not in kernels:
-                return _cut_absent(path, leaf, state.stamps)
-            owner = state.owner[path]
-            older = jnp.where((owner > 0) & (owner <= task), leaf * chosen(path), 0.0)
-            return jnp.where(owner == task + 1, leaf, older)
-
-        return of_units.join_units(wiring, masks.map_with_path(use, params))
-
-    def _cut_absent(path, leaf, stamps):
-        if path not in wiring.inputs and path not in wiring.outputs:
-            return leaf
-        source, target = of_units.ends(wiring, path, leaf, stamps, 1, 1)
-        return jnp.where((source > 0) & (target > 0), leaf, jnp.zeros_like(leaf))
-
-    def trainable(theta, state, task):
-        given = masks.expand(base.trainable(theta["params"], state.base, task), theta["params"])
-
-        def share(path, mask):
-            if re.search(heads, path):
-                return mask
-            if path in kernels:
-                return state.owner[path] == task + 1
-            return jnp.asarray(task == 0, bool)
-
-        older = {p: (state.owner[p] > 0) & (state.owner[p] <= task) for p in kernels}
-        return {
-            "params": masks.map_with_path(share, given, is_leaf=masks.is_mask),
-            "picks": {f"{p}/pick": jnp.where(older[p], pick_scale, 0.0) for p in kernels},
-        }
-
-    def grow(context, theta, state):
-        """Adds units where the goal is missed and there is room; the task owns their weights."""
-        task, before = context.task, state.stamps
-        missed = of_units.misses(context, theta, state, goal, tasks)
-        grown = of_units.claim(before, further, task)
-        stamps = {gate: jnp.where(missed, grown[gate], before[gate]) for gate in grown}
-        new = {gate: stamps[gate] != before[gate] for gate in grown}
-        params = of_units.fresh_units(
-            wiring, context.key, theta["params"], stamps, new, task, heads
-        )
-        theta = theta | {"params": params}
-        return theta, state._replace(
-            stamps=stamps,
-            owner=claimed(theta, stamps, state.owner, task),
-            growing=jnp.stack([n.any() for n in new.values()]).any(),
-        )
-
-    def compact(step):
-        def begin(context, theta, state):
-            """Frees the smallest weights up to this step's share, while the goal is held."""
-            task, reached = context.task, of_units.accuracy(context, theta, state)
-            goals = jnp.broadcast_to(jnp.asarray(goal, float), (tasks,))
-            floor = state.floor if step > 1 else jnp.minimum(goals[task], reached)
-            with jax.enable_x64(True):  # numbers that are not traced keep Python's precision
-                share = jnp.asarray(fractions * cubic(step, prune_steps))[task]
-            params, owner = theta["params"], state.owner
-            leaves = masks.leaves_by_path(params)
-            here = present(leaves, state.stamps)
-            free = {p: here[p] & (owner[p] == 0) for p in kernels}
-            own = {p: owner[p] == task + 1 for p in kernels}
-            ranked = {  # together, the free weights before any of the task's own
-                p: jnp.where(own[p], jnp.maximum(jnp.abs(leaves[p]), TINY), 0.0) for p in kernels
-            }
-            among = {p: free[p] | own[p] for p in kernels}
-            small = masks.smallest_fraction(ranked, share, among)
-            freed = {p: small[p] & own[p] & (reached >= floor) for p in kernels}
-            params = masks.map_with_path(
-                lambda p, leaf: jnp.where(freed[p], 0.0, leaf) if p in freed else leaf, params
-            )
-            owner = {p: jnp.where(freed[p], 0, owner[p]).astype(jnp.uint8) for p in kernels}
-            return theta | {"params": params}, state._replace(owner=owner, floor=floor)
-
-        return begin
-
-    def end_task(theta, state, task):
-        picks = {p: theta["picks"][f"{p}/pick"] > THRESHOLD for p in kernels}
-        picked = {p: state.picked[p].at[task].set(picks[p]) for p in kernels}
-        return theta, state._replace(picked=picked, current=jnp.int32(-1))
-
-    def capacity(theta, state):
-        here = present(masks.leaves_by_path(theta["params"]), state.stamps)
-        return masks.count({p: o > 0 for p, o in state.owner.items()}) / masks.count(here)
-
-    wider = Phase("grow", share=0.2 / rounds, begin=grow, needed=lambda t, state, k: state.growing)
-    steps = (
-        Phase("compact", share=0.3 / prune_steps, begin=compact(i + 1)) for i in range(prune_steps)
+    rules = _Rules(
+        base=base,
+        wiring=wiring,
+        start=start,
+        kernels=tuple(path for path in wiring.inputs if path in wiring.outputs),
+        tasks=tasks,
+        goals=jnp.broadcast_to(jnp.asarray(goal, float), (tasks,)),
+        widen={gate: max(1, int(widen * number + 1e-6)) for gate, number in start.items()},
+        fractions=prune_fractions(tasks, prune),
+        steps=prune_steps,
+        pick_scale=pick_scale,
+        heads=heads,
     )
+    wider = Phase(
+        "grow", 0.2 / rounds, begin=partial(_grow, rules), needed=lambda t, state, k: state.growing
+    )
+    steps = [
+        Phase("compact", 0.3 / prune_steps, begin=partial(_compact, rules, step + 1))
+        for step in range(prune_steps)
+    ]
     return base._replace(
-        init=init,
-        begin_task=begin_task,
-        view=view,
-        trainable=trainable,
-        end_task=end_task,
-        phases=(Phase("train", share=0.5), *(wider for _ in range(rounds)), *steps),
-        measures=(Measure("capacity", capacity), *of_units.measures(wiring)),
+        init=partial(_init, rules),
+        begin_task=partial(_begin_task, rules),
+        view=partial(_view, rules),
+        trainable=partial(_trainable, rules),
+        end_task=_end_task,
+        phases=(Phase("train", share=0.5), *[wider] * rounds, *steps),
+        measures=(Measure("capacity", partial(_capacity, rules)), *of_units.measures(wiring)),
         isolates=True,
         params_prefix="params/",
     )
+
+
+class _Rules(NamedTuple):
+    """What `cpg` is asked for; `kernels` are those between two layers of units."""
+
+    base: Method
+    wiring: Wiring
+    start: Mapping[str, int]
+    kernels: tuple[str, ...]
+    tasks: int
+    goals: jax.Array
+    widen: Mapping[str, int]
+    fractions: np.ndarray | jax.Array
+    steps: int
+    pick_scale: ArrayLike
+    heads: str
+
+
+def _init(rules: _Rules, key, params):
+    params = of_units.split_units(rules.wiring, params)
+    theta, inner = rules.base.init(key, params)
+    of_units.check_own("cpg", rules.heads, params, theta)
+    leaves, kernels = masks.leaves_by_path(theta), rules.kernels
+    state = CPGState(
+        base=inner,
+        stamps=of_units.first_units(rules.wiring, rules.start),
+        owner={p: jnp.zeros(leaves[p].shape, jnp.uint8) for p in kernels},
+        picked={p: jnp.zeros((rules.tasks, *leaves[p].shape), bool) for p in kernels},
+        current=jnp.int32(-1),
+        growing=jnp.bool_(False),
+        floor=jnp.float32(0),
+    )
+    return {"params": theta, "picks": _picks(leaves, kernels)}, state
+
+
+def _picks(leaves: Mapping[str, jax.Array], kernels: Sequence[str]) -> PyTree:
+    """The picking masks before a task: all alike."""
+    return {f"{path}/pick": jnp.full_like(leaves[path], START) for path in kernels}
+
+
+def _present(rules: _Rules, leaves, stamps) -> dict[str, jax.Array]:
+    """Which weights lie between two units that are there."""
+    both = {p: of_units.ends(rules.wiring, p, leaves[p], stamps, 1, 1) for p in rules.kernels}
+    return {p: jnp.broadcast_to((a > 0) & (b > 0), leaves[p].shape) for p, (a, b) in both.items()}
+
+
+def _claimed(rules: _Rules, params, stamps, owner, task) -> dict[str, jax.Array]:
+    """The owners once the task has all that is free."""
+    here = _present(rules, masks.leaves_by_path(params), stamps)
+    mine = jnp.asarray(task + 1).astype(jnp.uint8)
+    return {p: jnp.where((o == 0) & here[p], mine, o) for p, o in owner.items()}
+
+
+def _begin_task(rules: _Rules, key, theta, state, task):
+    params, inner = rules.base.begin_task(key, theta["params"], state.base, task)
+    params = of_units.fresh_heads(rules.wiring, key, params, state.stamps, task)
+    theta = {"params": params, "picks": _picks(masks.leaves_by_path(params), rules.kernels)}
+    return theta, state._replace(
+        base=inner,
+        owner=_claimed(rules, params, state.stamps, state.owner, task),
+        current=jnp.asarray(task, jnp.int32),
+        growing=jnp.bool_(False),
+    )
+
+
+def _view(rules: _Rules, theta, state, task, progress=None):
+    """A task's own weights, those of its predecessors that it picks, and nothing of absent units.
+
+    Source: Hung et al. (2019) Sec. 3.1, "picking".
+    """
+    params = rules.base.view(theta["params"], state.base, task, progress)
+
+    def chosen(path):
+        gate = binarize(theta["picks"][f"{path}/pick"])
+        if progress is not None:
+            return gate
+        return jnp.where(state.current == task, gate, state.picked[path][task])
+
+    def use(path, leaf):
+        if path in rules.kernels:
+            owner = state.owner[path]
+            older = jnp.where((owner > 0) & (owner <= task), leaf * chosen(path), 0.0)
+            return jnp.where(owner == task + 1, leaf, older)
+        if path not in rules.wiring.inputs and path not in rules.wiring.outputs:
+            return leaf
+        source, target = of_units.ends(rules.wiring, path, leaf, state.stamps, 1, 1)
+        return jnp.where((source > 0) & (target > 0), leaf, jnp.zeros_like(leaf))
+
+    return of_units.join_units(rules.wiring, masks.map_with_path(use, params))
+
+
+def _trainable(rules: _Rules, theta, state, task):
+    """The task's own weights; and the masks of its predecessors', at their own step size."""
+    own = rules.base.trainable(theta["params"], state.base, task)
+
+    def share(path, mask):
+        if re.search(rules.heads, path):
+            return mask
+        if path in rules.kernels:
+            return state.owner[path] == task + 1
+        return jnp.asarray(task == 0, bool)
+
+    older = {p: (o > 0) & (o <= task) for p, o in state.owner.items()}
+    return {
+        "params": masks.map_with_path(
+            share, masks.expand(own, theta["params"]), is_leaf=masks.is_mask
+        ),
+        "picks": {f"{p}/pick": jnp.where(old, rules.pick_scale, 0.0) for p, old in older.items()},
+    }
+
+
+def _grow(rules: _Rules, context, theta, state):
+    """Adds units where the goal is missed and there is room; the task owns their weights."""
+    task, before = context.task, state.stamps
+    missed = of_units.misses(context, theta, state, rules.goals, rules.tasks)
+    grown = of_units.claim(before, rules.widen, task)
+    stamps = {gate: jnp.where(missed, grown[gate], before[gate]) for gate in grown}
+    new = {gate: stamps[gate] != before[gate] for gate in grown}
+    params = of_units.fresh_units(
+        rules.wiring, context.key, theta["params"], stamps, new, task, rules.heads
+    )
+    return theta | {"params": params}, state._replace(
+        stamps=stamps,
+        owner=_claimed(rules, params, stamps, state.owner, task),
+        growing=jnp.stack([n.any() for n in new.values()]).any(),
+    )
+
+
+def _compact(rules: _Rules, step: int, context, theta, state):
+    """Frees the smallest weights up to this step's share, while the goal is held."""
+    task, reached = context.task, of_units.accuracy(context, theta, state)
+    floor = jnp.minimum(rules.goals[task], reached) if step == 1 else state.floor
+    with jax.enable_x64(True):  # numbers that are not traced keep Python's precision
+        fraction = jnp.asarray(rules.fractions * cubic(step, rules.steps))[task]
+    leaves = masks.leaves_by_path(theta["params"])
+    here = _present(rules, leaves, state.stamps)
+    free = {p: here[p] & (o == 0) for p, o in state.owner.items()}
+    own = {p: o == task + 1 for p, o in state.owner.items()}
+    ranked = {  # together, the free weights before any of the task's own
+        p: jnp.where(own[p], jnp.maximum(jnp.abs(leaves[p]), TINY), 0.0) for p in own
+    }
+    small = masks.smallest_fraction(ranked, fraction, {p: free[p] | own[p] for p in own})
+    freed = {p: small[p] & own[p] & (reached >= floor) for p in own}
+    params = masks.map_with_path(
+        lambda p, leaf: jnp.where(freed[p], 0.0, leaf) if p in freed else leaf, theta["params"]
+    )
+    owner = {p: jnp.where(freed[p], 0, o).astype(jnp.uint8) for p, o in state.owner.items()}
+    return theta | {"params": params}, state._replace(owner=owner, floor=floor)
+
+
+def _end_task(theta, state, task):
+    picks = {p: theta["picks"][f"{p}/pick"] > THRESHOLD for p in state.picked}
+    picked = {p: before.at[task].set(picks[p]) for p, before in state.picked.items()}
+    return theta, state._replace(picked=picked, current=jnp.int32(-1))
+
+
+def _capacity(rules: _Rules, theta, state):
+    """Share of the weights that are there which have an owner."""
+    here = _present(rules, masks.leaves_by_path(theta["params"]), state.stamps)
+    return masks.count({p: o > 0 for p, o in state.owner.items()}) / masks.count(here)
 
 
 def cubic(step: int, steps: int) -> float:
@@ -297,11 +341,6 @@ def cubic(step: int, steps: int) -> float:
     [0.875, 1.0]
     """
     return 1 - (1 - step / steps) ** 3
-
-
-def _picks(leaves: Mapping[str, jax.Array], kernels: Sequence[str]) -> PyTree:
-    """The picking masks before a task: all alike."""
-    return {f"{path}/pick": jnp.full_like(leaves[path], START) for path in kernels}
 
 
 def _build(problem: Problem, options: CPGOptions) -> Built:

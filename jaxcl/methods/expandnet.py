@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -97,14 +98,6 @@ def expandnet(
     check_options(ExpandNetOptions, {"goal": goal, "units": units}, "expandnet: {}".format)
     tasks = of_units.tasks_of("expandnet", base)
 
-    def connected(path, leaf, stamps, task):
-        """Which weights a task's network has: from smaller stamps to larger ones, up to its own."""
-        source, target = of_units.ends(wiring, path, leaf, stamps, 1, task + 1)
-        return (source > 0) & (source <= target) & (target <= task + 1)
-
-    def is_wired(path):
-        return path in wiring.inputs or path in wiring.outputs
-
     def init(key, params):
         params = of_units.split_units(wiring, params)
         theta, inner = base.init(key, params)
@@ -121,22 +114,16 @@ def expandnet(
         params = base.view(theta, state.base, task, progress)
 
         def cut(path, leaf):
-            if not is_wired(path):
+            if path not in wiring.inputs and path not in wiring.outputs:
                 return leaf
-            return jnp.where(connected(path, leaf, state.stamps, task), leaf, jnp.zeros_like(leaf))
+            own = _connected(wiring, path, leaf, state.stamps, task)
+            return jnp.where(own, leaf, jnp.zeros_like(leaf))
 
         return of_units.join_units(wiring, masks.map_with_path(cut, params))
 
     def trainable(theta, state, task):
         given = masks.expand(base.trainable(theta, state.base, task), theta)
-
-        def share(path, mask):
-            if re.search(heads, path):
-                return mask
-            if path in wiring.outputs:
-                return state.stamps[wiring.outputs[path]] == task + 1
-            return jnp.asarray(task == 0, bool)
-
+        share = partial(_share, wiring, heads, state.stamps, task)
         return masks.map_with_path(share, given, is_leaf=masks.is_mask)
 
     def grow(context, theta, state):
@@ -163,6 +150,21 @@ def expandnet(
         measures=of_units.measures(wiring),
         isolates=True,
     )
+
+
+def _connected(wiring: Wiring, path: str, leaf: jax.Array, stamps, task) -> jax.Array:
+    """Which weights a task's network has: from smaller stamps to larger ones, up to its own."""
+    source, target = of_units.ends(wiring, path, leaf, stamps, 1, task + 1)
+    return (source > 0) & (source <= target) & (target <= task + 1)
+
+
+def _share(wiring: Wiring, heads: str, stamps, task, path: str, mask):
+    """A task trains its head and what its own units read; the first one all that is shared."""
+    if re.search(heads, path):
+        return mask
+    if path in wiring.outputs:
+        return stamps[wiring.outputs[path]] == task + 1
+    return jnp.asarray(task == 0, bool)
 
 
 def _build(problem: Problem, options: ExpandNetOptions) -> Built:

@@ -174,15 +174,6 @@ def hat(
     check_options(HATOptions, given, "hat: {}".format)
     check_choice("hat: embedding", embedding, ("normal", "uniform"))
 
-    def init(key, params):
-        check_wiring(wiring, params)
-        sampler = {"normal": jax.random.normal, "uniform": partial(jax.random.uniform, maxval=2.0)}
-        names = sorted(wiring.gates)
-        tables = draw(sampler[embedding], key, [(tasks, wiring.gates[name]) for name in names])
-        embeddings = dict(zip(names, tables))
-        attention = {name: jnp.zeros(units) for name, units in wiring.gates.items()}
-        return {"params": params, "embeddings": embeddings}, HATState(attention)
-
     def gates(theta, task, progress):
         s = s_max if progress is None else annealed(progress, s_max)
 
@@ -202,22 +193,6 @@ def hat(
             params = fold(wiring, params, attention)
         return params | {"gates": attention} if wiring.native else params
 
-    def trainable(theta, state, task):
-        def share(path, leaf):
-            if path in wiring.inputs:
-                source = input_factor(wiring, path, leaf, state.attention)
-            if path in wiring.outputs:
-                target = state.attention[wiring.outputs[path]]
-                return masks.Attended(source, target) if path in wiring.inputs else 1 - target
-            first = jnp.asarray(task == 0, bool)
-            return jnp.where(first, 1, 1 - source) if path in wiring.inputs else first
-
-        own_row = (jnp.arange(tasks) == task)[:, None]
-        return {
-            "params": masks.map_with_path(share, theta["params"]),
-            "embeddings": jax.tree.map(lambda _: own_row, theta["embeddings"]),
-        }
-
     def penalty(theta, state, task, progress=None):
         return c * regularizer(gates(theta, task, progress), state.attention)
 
@@ -232,30 +207,58 @@ def hat(
         attention = gates(theta, task, None)
         return theta, HATState(jax.tree.map(most, state.attention, attention))
 
+    def capacity(theta, state):
+        return masks.capacity(attended_weights(wiring, theta["params"], state.attention))
+
     method = Method(
-        init=init,
+        init=partial(_init, wiring, tasks, embedding),
         view=view,
-        trainable=trainable,
+        trainable=partial(_trainable, wiring),
         penalty=penalty,
         project=project,
         end_task=end_task,
         measures=(
-            Measure(
-                "capacity",
-                lambda theta, state: masks.capacity(
-                    attended_weights(wiring, theta["params"], state.attention)
-                ),
-            ),
-            Measure(
-                "overlap",
-                lambda theta, state: overlap(wiring, theta["params"], theta["embeddings"]),
-            ),
+            Measure("capacity", capacity),
+            Measure("overlap", lambda t, _: overlap(wiring, t["params"], t["embeddings"])),
         ),
         isolates=True,
         tasks=tasks,
         params_prefix="params/",
     )
     return guarded("hat", method)
+
+
+def _init(wiring: Wiring, tasks: int, embedding: str, key, params) -> tuple[PyTree, HATState]:
+    """Embeddings are drawn; no unit has got attention yet."""
+    check_wiring(wiring, params)
+    sampler = {"normal": jax.random.normal, "uniform": partial(jax.random.uniform, maxval=2.0)}
+    names = sorted(wiring.gates)
+    tables = draw(sampler[embedding], key, [(tasks, wiring.gates[name]) for name in names])
+    attention = {name: jnp.zeros(units) for name, units in wiring.gates.items()}
+    return {"params": params, "embeddings": dict(zip(names, tables))}, HATState(attention)
+
+
+def _trainable(wiring: Wiring, theta: PyTree, state: HATState, task) -> PyTree:
+    """By which share a task may change each weight, and its own row of the embeddings.
+
+    Source: HAT (2018) Eq. 2.
+    """
+    first = jnp.asarray(task == 0, bool)
+
+    def share(path, leaf):
+        if path in wiring.inputs:
+            source = input_factor(wiring, path, leaf, state.attention)
+        if path in wiring.outputs:
+            target = state.attention[wiring.outputs[path]]
+            return masks.Attended(source, target) if path in wiring.inputs else 1 - target
+        return jnp.where(first, 1, 1 - source) if path in wiring.inputs else first
+
+    return {
+        "params": masks.map_with_path(share, theta["params"]),
+        "embeddings": jax.tree.map(
+            lambda table: (jnp.arange(table.shape[0]) == task)[:, None], theta["embeddings"]
+        ),
+    }
 
 
 def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:

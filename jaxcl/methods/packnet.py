@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -24,6 +24,7 @@ from jaxcl.core.checks import (
 from jaxcl.core.guard import guarded
 from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Measure, Method, Phase
+from jaxcl.core.trees import PyTree
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
@@ -130,76 +131,26 @@ def packnet(
         check_pattern("packnet: stacked", stacked)
     if stacked is not None and scope == "global":
         raise ValueError("packnet: scope='global' ranks all layers together, stacked or not.")
-    fractions = prune_fractions(tasks, prune)
-
+    fractions, draws = prune_fractions(tasks, prune), reinit_free == "random"
     stack_of = partial(_stack, stacked)
     is_prunable = prunable or partial(_is_weight, heads, stack_of)
 
-    def with_owner(function, theta, owner):
-        """Maps over the prunable leaves and their owners; the rest stays."""
-        return masks.map_with_path(
-            lambda path, leaf: function(leaf, owner[path]) if path in owner else leaf, theta
-        )
-
     def init(key, params):
-        leaves = masks.leaves_by_path(params)
-        weights = {path: leaf for path, leaf in leaves.items() if is_prunable(path, leaf)}
-        if not weights:
-            raise ValueError(
-                "packnet: no leaf is prunable; by default those of two or more axes outside the "
-                "heads are, but for biases, norms and embeddings. The leaves are "
-                f"{shorten(sorted(leaves))}."
-            )
+        weights = _weights(params, is_prunable)
         stacks = {path: stack_of(path, leaf) for path, leaf in weights.items()}
         if stacked is not None and not any(stacks.values()):
             raise ValueError(
                 f"packnet: stacked={stacked!r} finds no prunable leaf; those are "
                 f"{shorten(sorted(weights))}."
             )
-        sizes = []
-        for path, leaf in weights.items():
-            layers = math.prod(leaf.shape[axis] for axis in stacks[path])
-            sizes += [leaf.size // layers] * layers
-        _check_room(sizes, fractions, scope)
+        _check_room(_sizes(weights, stacks), fractions, scope)
         owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
-        spare = {}
-        if reinit_free == "random":
-            keys = jax.random.split(key, len(weights))
-            spare = {
-                path: jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape)
-                for k, (path, leaf) in zip(keys, weights.items())
-            }
-        return params, PackNetState(owner, spare)
-
-    def begin_task(key, theta, state, task):
-        def start(path, leaf):
-            if path not in state.spare:
-                return leaf
-            return jnp.where((state.owner[path] == 0) & (task > 0), state.spare[path], leaf)
-
-        theta = masks.map_with_path(start, theta)
-        claim = jnp.asarray(task + 1).astype(jnp.uint8)
-        owner = jax.tree.map(lambda o: jnp.where(o == 0, claim, o), state.owner)
-        return theta, state._replace(owner=owner)
+        return params, PackNetState(owner, _shuffled(key, weights) if draws else {})
 
     def view(theta, state, task, progress=None):
         if progress is not None and reinit_free != "keep":
             return theta  # in training every weight that the task must not see is zero already
-        return with_owner(
-            lambda w, o: jnp.where((o > 0) & (o <= task + 1), w, jnp.zeros_like(w)),
-            theta,
-            state.owner,
-        )
-
-    def trainable(theta, state, task):
-        return masks.map_with_path(
-            lambda path, leaf: (
-                state.owner[path] == task + 1
-                if path in state.owner
-                else jnp.asarray(task == 0, bool)
-            ),
-            theta,
-        )
+        return _where_owned(lambda owner: (owner > 0) & (owner <= task + 1), theta, state.owner)
 
     def end_task(theta, state, task):
         weights = {p: leaf for p, leaf in masks.leaves_by_path(theta).items() if p in state.owner}
@@ -216,21 +167,16 @@ def packnet(
             }
         owner = jax.tree.map(lambda o, f: jnp.where(f, 0, o).astype(jnp.uint8), state.owner, freed)
         if reinit_free != "keep":
-            theta = with_owner(lambda w, o: jnp.where(o > 0, w, jnp.zeros_like(w)), theta, owner)
+            theta = _where_owned(lambda owner: owner > 0, theta, owner)
         return theta, state._replace(owner=owner)
 
     method = Method(
         init=init,
-        begin_task=begin_task,
+        begin_task=_claim,
         view=view,
-        trainable=trainable,
+        trainable=_trainable,
         end_task=end_task,
-        measures=(
-            Measure(
-                "capacity",
-                lambda theta, state: masks.capacity(jax.tree.map(lambda o: o > 0, state.owner)),
-            ),
-        ),
+        measures=(Measure("capacity", _capacity),),
         phases=(
             Phase("train", share=2 / 3),
             Phase("retrain", share=1 / 3, step_scale=retrain_scale, closed=True),
@@ -240,6 +186,42 @@ def packnet(
         divided=lambda state: state.owner,
     )
     return guarded("packnet", method)
+
+
+def _claim(key, theta: PyTree, state: PackNetState, task) -> tuple[PyTree, PackNetState]:
+    """Gives all free weights to the task that begins."""
+
+    def start(path, leaf):
+        if path not in state.spare:
+            return leaf
+        return jnp.where((state.owner[path] == 0) & (task > 0), state.spare[path], leaf)
+
+    claim = jnp.asarray(task + 1).astype(jnp.uint8)
+    owner = jax.tree.map(lambda o: jnp.where(o == 0, claim, o), state.owner)
+    return masks.map_with_path(start, theta), state._replace(owner=owner)
+
+
+def _trainable(theta: PyTree, state: PackNetState, task) -> PyTree:
+    """A task trains its own weights; what is shared trains on the first task alone."""
+    first = jnp.asarray(task == 0, bool)
+    return masks.map_with_path(
+        lambda path, leaf: state.owner[path] == task + 1 if path in state.owner else first, theta
+    )
+
+
+def _where_owned(seen: Callable, theta: PyTree, owner: dict[str, jax.Array]) -> PyTree:
+    """Zero where `seen(owner)` is not; leaves without owners stay."""
+    return masks.map_with_path(
+        lambda path, leaf: (
+            jnp.where(seen(owner[path]), leaf, jnp.zeros_like(leaf)) if path in owner else leaf
+        ),
+        theta,
+    )
+
+
+def _capacity(theta: PyTree, state: PackNetState) -> jax.Array:
+    """Share of the prunable weights that have an owner."""
+    return masks.capacity(jax.tree.map(lambda o: o > 0, state.owner))
 
 
 def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:
@@ -298,6 +280,37 @@ def prune_fractions(tasks: int, prune: Any) -> Any:
             f"expected a share above 0 for every task but the last."
         )
     return shares
+
+
+def _weights(params: PyTree, is_prunable: Callable) -> dict[str, jax.Array]:
+    """The prunable leaves, by path."""
+    leaves = masks.leaves_by_path(params)
+    weights = {path: leaf for path, leaf in leaves.items() if is_prunable(path, leaf)}
+    if not weights:
+        raise ValueError(
+            "packnet: no leaf is prunable; by default those of two or more axes outside the "
+            "heads are, but for biases, norms and embeddings. The leaves are "
+            f"{shorten(sorted(leaves))}."
+        )
+    return weights
+
+
+def _sizes(weights: dict[str, jax.Array], stacks: Mapping[str, Sequence[int]]) -> list[int]:
+    """The number of weights of each group that is ranked together."""
+    sizes = []
+    for path, leaf in weights.items():
+        layers = math.prod(leaf.shape[axis] for axis in stacks[path])
+        sizes += [leaf.size // layers] * layers
+    return sizes
+
+
+def _shuffled(key: jax.Array, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Each leaf's initial values in another order: fresh draws from them."""
+    keys = jax.random.split(key, len(weights))
+    return {
+        path: jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape)
+        for k, (path, leaf) in zip(keys, weights.items())
+    }
 
 
 def _is_weight(heads, stack_of, path, leaf):

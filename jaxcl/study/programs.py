@@ -139,9 +139,7 @@ def compile_programs(
     traces = Counter()
     closed = next((i for i, phase in enumerate(phases) if phase.closed), None)
 
-    def program(function, in_place=False, name=None):
-        name = name or function.__name__
-
+    def program(name, function, in_place=False):
         def with_setup(carried, fixed, *shared):
             settings, *rest = fixed
             return function(set_up(settings), carried, *rest, *shared)
@@ -151,66 +149,77 @@ def compile_programs(
 
         return replicas.spread(with_setup, layout, count=count, in_place=in_place)
 
-    def start(setup, seed):
-        return train.start(setup, jax.random.key(seed), tasks)
-
-    def begin_task(setup, learner, task):
-        return train.begin_task(setup, learner, task), ()
-
-    def begin_phase(setup, learner, task, examples, validation, phase):
-        learner = train.begin_phase(
-            setup, learner, task, validation, phase=phase, examples=examples
-        )
-        return learner, ()
-
-    def epoch(setup, learner, state, features, data, task, index, first, last, done, phase=0):
-        """The method's state, which no epoch changes, is read where it is and not moved about."""
-        learner = learner._replace(state=state)
-        learner, metrics = train.steps(
-            setup, learner, data, task, index, first, last, features, phase=phase, done=done
-        )
-        return learner._replace(state=()), (metrics, learner.position.finite)
-
-    def end_epoch(setup, learner, task, validation):
-        return train.end_epoch(setup, learner, task, validation), learner.stopping.stopped
-
-    def evaluate(setup, learner, data):
-        method, own = setup.method, (learner.theta, learner.state)
-        finite = learner.position.finite & all_finite(learner.theta)
-        measures = {measure.name: measure.of(*own) for measure in method.measures}
-        return train.evaluate_all(setup, learner, data), measures, finite
-
-    def end(setup, learner, task, examples, validation):
-        learner = train.end_phase(setup, learner)
-        learner = train.end_task(setup, learner, task, examples, validation)
-        if closed is not None:
-            learner = train.begin_phase(
-                setup, learner, task, validation, phase=closed, examples=examples
-            )
-        return learner, ()
-
-    def end_phase(setup, learner):
-        return train.end_phase(setup, learner), ()
-
-    def grow(setup, learner):
-        return train.grow(setup, learner, tasks)
-
-    programs = {}
-    for function in (begin_task, epoch, end_epoch, end, end_phase):
-        programs[function.__name__] = program(function, in_place=True)
-    for function in (start, grow, train.frozen_features, evaluate):
-        programs[function.__name__] = program(function)
-    alike: dict[Any, Callable] = {
-        (None,) * 4: programs["epoch"]
-    }  # one program for all phases that train alike
-    for i, phase in enumerate(phases):
+    programs = {
+        "start": program("start", partial(_start, tasks)),
+        "grow": program("grow", lambda setup, learner: train.grow(setup, learner, tasks)),
+        "frozen_features": program("frozen_features", train.frozen_features),
+        "evaluate": program("evaluate", _evaluate),
+        "begin_task": program("begin_task", _begin_task, in_place=True),
+        "end_epoch": program("end_epoch", _end_epoch, in_place=True),
+        "end_phase": program("end_phase", _end_phase, in_place=True),
+        "end": program("end", partial(_end_task, closed), in_place=True),
+    }
+    kinds = [(phase.trainable, phase.penalty, phase.project, phase.needed) for phase in phases]
+    plain = (None, None, None, None)
+    usual = kinds.index(plain) if plain in kinds else 0
+    programs["epoch"] = program("epoch", partial(_epoch, usual), in_place=True)
+    alike = {kinds[usual]: programs["epoch"]}  # one program for all phases that train alike
+    for i, own in enumerate(kinds):
         name = f"begin_phase_{i}"
-        programs[name] = program(partial(begin_phase, phase=i), in_place=True, name=name)
-        name, own = f"epoch_{i}", (phase.trainable, phase.penalty, phase.project, phase.needed)
+        programs[name] = program(name, partial(_begin_phase, i), in_place=True)
+        name = f"epoch_{i}"
         if own not in alike:
-            alike[own] = program(partial(epoch, phase=i), in_place=True, name=name)
+            alike[own] = program(name, partial(_epoch, i), in_place=True)
         programs[name] = alike[own]
     return programs, traces
+
+
+def _start(tasks, setup, seed):
+    return train.start(setup, jax.random.key(seed), tasks)
+
+
+def _begin_task(setup, learner, task):
+    return train.begin_task(setup, learner, task), ()
+
+
+def _begin_phase(phase, setup, learner, task, examples, validation):
+    learner = train.begin_phase(setup, learner, task, validation, phase=phase, examples=examples)
+    return learner, ()
+
+
+def _epoch(phase, setup, learner, state, features, data, task, index, first, last, done):
+    """The method's state, which no epoch changes, is read where it is and not moved about."""
+    learner = learner._replace(state=state)
+    learner, metrics = train.steps(
+        setup, learner, data, task, index, first, last, features, phase=phase, done=done
+    )
+    return learner._replace(state=()), (metrics, learner.position.finite)
+
+
+def _end_epoch(setup, learner, task, validation):
+    return train.end_epoch(setup, learner, task, validation), learner.stopping.stopped
+
+
+def _end_phase(setup, learner):
+    return train.end_phase(setup, learner), ()
+
+
+def _end_task(closed, setup, learner, task, examples, validation):
+    """Ends a task, and begins the phase that follows its end, if there is one."""
+    learner = train.end_phase(setup, learner)
+    learner = train.end_task(setup, learner, task, examples, validation)
+    if closed is not None:
+        learner = train.begin_phase(
+            setup, learner, task, validation, phase=closed, examples=examples
+        )
+    return learner, ()
+
+
+def _evaluate(setup, learner, data):
+    method, own = setup.method, (learner.theta, learner.state)
+    finite = learner.position.finite & all_finite(learner.theta)
+    measures = {measure.name: measure.of(*own) for measure in method.measures}
+    return train.evaluate_all(setup, learner, data), measures, finite
 
 
 def all_finite(tree: PyTree) -> jax.Array:

@@ -144,38 +144,9 @@ def spread(
         if layout.chunk == layout.per_device:
             return jax.vmap(run)((carried, fixed))
         if in_place:
-            return chunk_by_chunk(run, carried, fixed)
+            return _chunk_by_chunk(run, layout, carried, fixed)
         size = layout.chunk if layout.chunk > 1 else None
         return jax.lax.map(run, (carried, fixed), batch_size=size)
-
-    def chunk_by_chunk(run, carried, fixed):
-        """`jax.lax.map`, which would hold the old and the new arrays of all chunks at once."""
-        one = layout.chunk == 1
-
-        def part(tree, i):
-            if one:
-                return jax.tree.map(lambda leaf: leaf[i], tree)
-            first = i * layout.chunk
-            return jax.tree.map(
-                lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, layout.chunk), tree
-            )
-
-        def put(tree, new, i):
-            if one:
-                return jax.tree.map(lambda leaf, row: leaf.at[i].set(row), tree, new)
-            first = i * layout.chunk
-            return jax.tree.map(
-                lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, first, 0),
-                tree, new,
-            )  # fmt: skip
-
-        def step(i, both):
-            new = (run if one else jax.vmap(run))(part((both[0], fixed), i))
-            return put(both, new, i)
-
-        _, result = jax.eval_shape(jax.vmap(run), (carried, fixed))
-        empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
-        return jax.lax.fori_loop(0, layout.per_device // layout.chunk, step, (carried, empty))
 
     # Where devices share each replica, what they do is left to XLA, guided by the batch's sharding.
     by_hand = {AXIS} if layout.mesh.shape[BATCH_AXIS] > 1 else set(layout.mesh.axis_names)
@@ -192,6 +163,35 @@ def spread(
         )(carried, fixed, *shared)
 
     return jax.jit(everywhere, donate_argnums=0 if in_place else ())
+
+
+def _chunk_by_chunk(run: Callable, layout: Layout, carried: PyTree, fixed: PyTree) -> PyTree:
+    """`jax.lax.map`, which would hold the old and the new arrays of all chunks at once."""
+    one = layout.chunk == 1
+
+    def part(tree, i):
+        if one:
+            return jax.tree.map(lambda leaf: leaf[i], tree)
+        first = i * layout.chunk
+        return jax.tree.map(
+            lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, first, layout.chunk), tree
+        )
+
+    def put(tree, new, i):
+        if one:
+            return jax.tree.map(lambda leaf, row: leaf.at[i].set(row), tree, new)
+        first = i * layout.chunk
+        return jax.tree.map(
+            lambda leaf, rows: jax.lax.dynamic_update_slice_in_dim(leaf, rows, first, 0), tree, new
+        )
+
+    def step(i, both):
+        new = (run if one else jax.vmap(run))(part((both[0], fixed), i))
+        return put(both, new, i)
+
+    _, result = jax.eval_shape(jax.vmap(run), (carried, fixed))
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), result)
+    return jax.lax.fori_loop(0, layout.per_device // layout.chunk, step, (carried, empty))
 
 
 def place(tree: PyTree, layout: Layout) -> PyTree:

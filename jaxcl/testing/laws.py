@@ -74,29 +74,33 @@ def assert_isolated(
 
     learner, kept = train.start(setup, key, tasks), []
 
-    def check(learner, task, when):
-        for finished, before in enumerate(kept):
-            now = np.asarray(logits(learner, finished))
-            assert np.array_equal(now, before), (
-                f"{when} task {task + 1}, the logits of task {finished + 1} differ by "
-                f"{np.abs(now - before).max()}."
-            )
+    def check(learner, when, task):
+        _check_kept(kept, [logits(learner, finished) for finished in range(task)], when, task)
 
     for task in range(tasks):
         learner = begin(learner, task)
-        check(learner, task, "at the start of")
+        check(learner, "at the start of", task)
         moved = epoch(learner, task, 0)
         assert task or not jax.tree.all(
             jax.tree.map(lambda a, b: jnp.array_equal(a, b), moved.theta, learner.theta)
         ), "nothing was learned in task 1."
-        check(moved, task, "in the training of")
-        check(_diverged(method, moved, task), task, "with NaN in everything that may move in")
+        check(moved, "in the training of", task)
+        check(_diverged(method, moved, task), "with NaN in everything that may move in", task)
         learner = end(moved, task)
-        check(learner, task, "at the end of")
+        check(learner, "at the end of", task)
         if any(phase.closed for phase in method.phases):
             learner = epoch(learner, task, 1)
-            check(learner, task, "in the retraining of")
+            check(learner, "in the retraining of", task)
         kept.append(np.asarray(logits(learner, task)))
+
+
+def _check_kept(kept: Sequence[Any], now: Sequence[Any], when: str, task: int) -> None:
+    """Raises AssertionError unless the finished tasks' logits are what they were, to the bit."""
+    for finished, (before, after) in enumerate(zip(kept, map(np.asarray, now))):
+        assert np.array_equal(after, before), (
+            f"{when} task {task + 1}, the logits of task {finished + 1} differ by "
+            f"{np.abs(after - before).max()}."
+        )
 
 
 def _diverged(method: Method, learner: train.Learner, task: int) -> train.Learner:
