@@ -29,12 +29,16 @@ class Run:
     """Data, devices and files.
 
     Attributes:
-        benchmark: the sequence of tasks: permuted_digits, split_digits, split_mnist,
-            permuted_mnist, split_fashion_mnist, permuted_fashion_mnist or split_cifar100.
+        benchmark: the sequence of tasks, SEQUENCE_SET, such as permuted_digits or split_cifar100.
+            SEQUENCE is split, permuted, rotated, alphabets, or of several sets subsets or mixture;
+            SET is digits, mnist5k, mnist, fashion_mnist, cifar100, omniglot, tfds:NAME for any set
+            of images of tensorflow-datasets, npz:PATH for arrays or folder:PATH for images in a
+            folder for each class. Options may follow: split_mnist,classes=0-1/2-4/5-9 or
+            split_folder:birds,size=32,order=3; see docs/data.md.
         tasks: number of tasks; None takes the benchmark's usual number.
         seeds: number of seeds, which train side by side in one program.
         data_dir: folder of tensorflow-datasets; None takes TFDS_DATA_DIR, else
-            ~/tensorflow_datasets. The digits need none.
+            ~/tensorflow_datasets. Digits, mnist5k and files of your own need none.
         out: folder of all runs.
         name: folder of this run within it; None takes the benchmark's name, and for a sweep
             sweep_METHOD_BENCHMARK.
@@ -71,6 +75,11 @@ class Run:
     processes: int | None = option(None, least=1)
     process: int | None = option(None, least=0)
     timeout: int = option(60, least=1)
+
+    @property
+    def plain(self) -> str:
+        """The benchmark without its options, by which it has defaults."""
+        return self.benchmark.partition(",")[0]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +149,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
             f"{' and '.join(COMMANDS)}."
         )
     run = Run(benchmark=_value(args, "--benchmark") or Run.benchmark)
-    shared = recipes.defaults(run.benchmark)
+    shared = recipes.defaults(run.plain)
     if args[:1] == ["sweep"]:
         return _parse_sweep(args, run, shared)
     return _parse_compare(args, run, shared)
@@ -160,7 +169,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         ("run", _unprefixed(Run), run),
         ("training", _unprefixed(Options), shared),
     ]
-    presets = {spec.name: dict(spec.presets.get(run.benchmark, {})) for spec in specs}
+    presets = {spec.name: dict(spec.presets.get(run.plain, {})) for spec in specs}
     for spec in specs:
         own = {k: v for k, v in presets[spec.name].items() if k in _names(spec.options)}
         if _names(spec.options):
