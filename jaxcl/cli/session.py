@@ -57,7 +57,7 @@ def _misfit(benchmark: Benchmark, training: Options) -> str:
         return ""
     with sizes_that_exist():
         try:
-            recipes.network(benchmark, training)
+            recipes.network(benchmark, dataclasses.replace(training, init=None))
         except ValueError as error:
             return str(error)
     return ""

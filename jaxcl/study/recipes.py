@@ -34,6 +34,8 @@ class Options:
     Attributes:
         network: the architecture.
         hidden: widths of the MLP's hidden layers.
+        init: an `.npz` of weights to start from, as `jaxcl export` writes it; heads, and what it
+            leaves out, start afresh.
         optimizer: momentum is 0.9; adamw is adam with a weight decay of 1e-4 unless said otherwise.
         learning_rate: step size.
         weight_decay: share of the step size by which kernels decay in a step; biases, norms and
@@ -59,6 +61,7 @@ class Options:
 
     network: Literal["mlp", "alexnet", "resnet18", "vgg16"] = "mlp"
     hidden: tuple[int, ...] = option((100, 100), least=1)
+    init: str | None = None
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     learning_rate: float = option(0.05, above=0, sweep=True)
     weight_decay: float = option(0.0, least=0, sweep=True)
@@ -225,13 +228,17 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
     if options.network == "mlp":
         size, hidden = math.prod(benchmark.shape), scaled(*options.hidden)
-        return models.mlp(size, hidden=hidden, **options_of_all)
-    make, widths = {
-        "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
-        "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
-        "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
-    }[options.network]
-    return make(benchmark.shape, **widths, **options_of_all)
+        model = models.mlp(size, hidden=hidden, **options_of_all)
+    else:
+        make, widths = {
+            "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
+            "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
+            "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
+        }[options.network]
+        model = make(benchmark.shape, **widths, **options_of_all)
+    if options.init is None or width > 1:  # room to grow into starts as it is
+        return model
+    return models.start_from(model, models.read_weights(options.init))
 
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
