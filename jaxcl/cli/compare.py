@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from jaxcl import report, study
-from jaxcl.cli import processes
+from jaxcl.cli import processes, scenarios
 from jaxcl.cli.folder import check_free, claim, hold, write_settings
 from jaxcl.cli.options import Compare
 from jaxcl.cli.session import (
@@ -34,6 +34,22 @@ from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
 
+class Plan(NamedTuple):
+    """A comparison in one scenario.
+
+    Attributes:
+        command: what is asked for.
+        folder: where it goes.
+        settings: what decides on its results.
+        runs: its methods, by name.
+    """
+
+    command: Compare
+    folder: Path
+    settings: dict[str, Any]
+    runs: dict[str, MethodRun]
+
+
 def prepare(
     command: Compare, devices: Sequence[Device], cache: str, held: ExitStack
 ) -> Callable[[], None]:
@@ -51,35 +67,50 @@ def prepare(
     Raises:
         ValueError: for bad input, or a folder that holds another run.
     """
+    folder = folder_of(command.run, usual=command.run.benchmark)
+    with processes.agreement():
+        parts = scenarios.divide(command, folder)
+        for path in parts:
+            check_free(path)
+        benchmark = load(command.run, command.training)
+        plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
+    for plan in plans:
+        processes.check_same(plan.folder, {**plan.settings, **layout_options(command.run, None)})
+    with processes.agreement():
+        if processes.is_main():
+            for plan in plans:  # by now another process may have been there
+                held.enter_context(hold(plan.folder))
+                claim(plan.folder, plan.settings, command.resume)
+    with processes.agreement():
+        plans = [plan._replace(runs=_restored(plan.runs)) for plan in plans]
+    with processes.agreement():
+        if processes.is_main():
+            for plan in plans:
+                write_settings(plan.folder, plan.settings, plan.command, devices)
+                for one in plan.runs.values():
+                    comparison.put_aside(one)
+    said = [cache, *notes(benchmark, command.training)]
+    return partial(_work, plans, benchmark, folder, said)
+
+
+def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
+    """A comparison before it begins."""
     run, options = command.run, command.training
-    folder = folder_of(run, usual=run.benchmark)
-    with processes.agreement():
-        check_free(folder)
-        benchmark = load(run, options)
-        own = {
-            choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
-            for choice in command.choices
-        }
-        settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
-        claim(folder, settings, command.resume)
-        runs = {
-            choice.spec.name: _begin(choice, benchmark, command, devices, folder)
-            for choice in command.choices
-        }
-    processes.check_same(folder, {**settings, **layout_options(run, None)})
-    with processes.agreement():
-        if processes.is_main():
-            held.enter_context(hold(folder))
-            claim(folder, settings, command.resume)  # by now another process may have been here
-    with processes.agreement():
-        runs = {name: comparison.restore(one) for name, one in runs.items()}
-    with processes.agreement():
-        if processes.is_main():
-            write_settings(folder, settings, command, devices)
-            for one in runs.values():
-                comparison.put_aside(one)
-    said = notes(benchmark, options)
-    return partial(_work, runs, benchmark, settings, command.warn_free, folder, [cache, *said])
+    own = {
+        choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
+        for choice in command.choices
+    }
+    settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
+    claim(folder, settings, command.resume)
+    runs = {
+        choice.spec.name: _begin(choice, benchmark, command, devices, folder)
+        for choice in command.choices
+    }
+    return Plan(command, folder, settings, runs)
+
+
+def _restored(runs: dict[str, MethodRun]) -> dict[str, MethodRun]:
+    return {name: comparison.restore(one) for name, one in runs.items()}
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -113,38 +144,64 @@ def _about(run: MethodRun) -> list[str]:
     return said
 
 
-def _work(
-    runs: dict[str, MethodRun], benchmark: Benchmark, settings: dict, least_free, folder, said
-) -> None:
+def _work(plans: list[Plan], benchmark: Benchmark, folder: Path, said: list[str]) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
-    introduce(err, settings, next(iter(runs.values())).studies[0].layout)
-    for line in filter(None, [*said, *(line for run in runs.values() for line in _about(run))]):
+    every = [run for plan in plans for run in plan.runs.values()]
+    introduce(err, plans[0].settings, every[0].studies[0].layout)
+    for line in filter(None, [*said, *(line for run in every for line in _about(run))]):
         err.print(line, soft_wrap=True)
-    methods = {}
+    found = {
+        plan.settings["scenario"]: _trained(plan, benchmark, err, several=len(plans) > 1)
+        for plan in plans
+    }
+    if not processes.is_main():
+        return
+    paths = [
+        path
+        for plan, results in zip(plans, found.values())
+        for path in [plan.folder / "settings.json", *report.write(results, plan.folder)]
+    ]
+    with standard_output():
+        if len(found) > 1:
+            paths = report.write_scenarios(found, folder)
+            out.print(report.scenarios_table(found))
+        for name, results in found.items():
+            out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
+        if len(found) == 1:
+            out.print(next(iter(found.values())).sentence())
+        conclude(out, folder, paths)
+    if all(not _has_result(results) for results in found.values()):
+        raise FloatingPointError("no method has a finite result; choose a smaller step size.")
+
+
+def _trained(plan: Plan, benchmark: Benchmark, err: Console, several: bool) -> Results:
+    """The results in one scenario, which is named if there are several."""
+    settings, methods, least_free = plan.settings, {}, plan.command.warn_free
+    scenario = settings["scenario"]
+    where = f" ({scenario})" if several else ""
     with bars(err) as progress:
-        rows = {name: progress.add_task(name, start=False, total=1, status="") for name in runs}
-        for name, run in runs.items():
+        rows = {
+            name: progress.add_task(name + where, start=False, total=1, status="")
+            for name in plan.runs
+        }
+        for name, run in plan.runs.items():
             warn = partial(_warn, err, name, least_free if run.choice.spec.divides else 0)
             record = _train(run, partial(show, progress, rows[name]), warn)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
-                err.print(f"{name}: {result}, {float(record.seconds):.1f} s")
+                err.print(f"{name}{where}: {result}, {float(record.seconds):.1f} s")
             methods[name] = _results(run, record)
     seeds = list(range(settings["seeds"]))
-    chance = float(np.mean([1 / task.classes for task in benchmark.tasks]))
-    tasks = len(benchmark.tasks)
-    results = Results(settings["benchmark"], tasks, seeds, settings, methods, chance)
-    if not processes.is_main():
-        return
-    paths = report.write(results, folder)
-    with standard_output():
-        out.print(report.table(results))
-        out.print(report.sentence(results))
-        conclude(out, folder, [folder / "settings.json", *paths])
-    if all(row.diverged == len(seeds) for row in report.summary(results)):
-        raise FloatingPointError("no method has a finite result; choose a smaller step size.")
+    chance = scenarios.chance(benchmark, scenario)
+    return Results(
+        settings["benchmark"], len(benchmark.tasks), seeds, settings, methods, chance
+    )  # fmt: skip
+
+
+def _has_result(results: Results) -> bool:
+    return any(row.diverged < len(results.seeds) for row in report.summary(results))
 
 
 def _results(run: MethodRun, record: Record) -> MethodResults:

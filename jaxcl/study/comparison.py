@@ -93,7 +93,7 @@ def begin(
         ValueError: whatever `study.build` refuses.
     """
     studies = recipes.studies(choice, benchmark, seeds=seeds, **options_of_build)
-    learner = shapes(setup_of(studies[-1]), benchmark)
+    learner = shapes(studies[-1].setup, benchmark)
     count, tasks = len(seeds), len(benchmark.tasks)
 
     def unknown(*shape):
@@ -115,11 +115,6 @@ def begin(
     )
 
 
-def setup_of(one: Study) -> train.Setup:
-    """The setup of a study's first replica."""
-    return one.recipe({name: value[0] for name, value in one.settings.items()})
-
-
 def shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
     """The shapes of one learner."""
     x, tasks = benchmark.tasks[0].train.x, len(benchmark.tasks)
@@ -130,7 +125,7 @@ def shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
 def _measures(one: Study, learner: PyTree) -> dict[str, tuple[int, ...]]:
     """The shapes of a method's measures of one learner."""
     own = (learner.theta, learner.state)
-    return {m.name: jax.eval_shape(m.of, *own).shape for m in setup_of(one).method.measures}
+    return {m.name: jax.eval_shape(m.of, *own).shape for m in one.setup.method.measures}
 
 
 # Going on
@@ -175,7 +170,7 @@ def _read(path: Path, like: Record, one: Study) -> Record:
     sharding = NamedSharding(layout.mesh, spec)
     learners = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype, sharding=sharding),
-        shapes(setup_of(one), one.benchmark),
+        shapes(one.setup, one.benchmark),
     )
     return checkpoint.restore(path, like._replace(learners=learners))
 

@@ -54,6 +54,7 @@ class Options:
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
         scenario: what a network is told: the task, and has a head for it; nothing, with one head
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
+            "jaxcl compare" takes several, as in task,class, and shows them side by side.
         unseen: in the scenario class, whether logits of classes still to come are masked or kept.
         precision: type of the network's arithmetic; parameters and masks are float32.
     """
@@ -105,6 +106,8 @@ def defaults(benchmark: str) -> Options:
     >>> defaults("split_mnist").hidden
     (400, 400)
     """
+    if benchmark.endswith("mnist5k"):
+        return Options(epochs=10 if benchmark.startswith("split") else 5)
     if benchmark.endswith("mnist"):
         return Options(hidden=(400, 400), batch=64, epochs=2)
     if benchmark.endswith("cifar100"):
