@@ -39,6 +39,8 @@ def claim(folder: Path, settings: dict, resume: bool) -> None:
             f"with; {other}."
         )
     for name in {**here, **there}:
+        if name == "data" and here.get(name) != there.get(name):
+            raise ValueError(f"{folder} holds a run on other data: {_other(there, here)}; {other}.")
         if here.get(name) != there.get(name):
             raise ValueError(
                 f"{folder} holds a run with other settings ({name} is {there.get(name)!r} there, "
@@ -48,6 +50,18 @@ def claim(folder: Path, settings: dict, resume: bool) -> None:
         raise ValueError(f"{folder} holds the results of this very run; {other}.")
     if not resume:
         raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
+
+
+def _other(there: dict, here: dict) -> str:
+    """What has changed in the data since a run was started."""
+    if "data" not in there:
+        return "it does not say on which"
+    before, now = there["data"], here["data"]
+    for old, new in zip(before["sets"], now["sets"]):
+        for key in old:
+            if old[key] != new.get(key):
+                return f"{key} of the set {new['set']} is {old[key]!r} there, {new.get(key)!r} here"
+    return f"{before['identifier']} there, {now['identifier']} here"
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

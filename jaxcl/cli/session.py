@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,9 +23,10 @@ from jaxcl.study.recipes import Choice, Options
 
 
 def folder_of(run: Run, usual: str) -> Path:
-    """The run's folder."""
+    """The run's folder; its usual name may hold a path, of which a name is made."""
+    name = run.name or re.sub(r"[^\w.,=+-]+", "_", usual)[-200:].strip(".")
     try:
-        return run.out.expanduser() / (run.name or usual)
+        return run.out.expanduser() / name
     except RuntimeError as error:  # ~ where there is no home
         raise ValueError(f"--out {run.out} cannot be found: {error}") from error
 
@@ -55,7 +57,7 @@ def _misfit(benchmark: Benchmark, training: Options) -> str:
         return ""
     with sizes_that_exist():
         try:
-            recipes.network(benchmark, training)
+            recipes.network(benchmark, dataclasses.replace(training, init=None))
         except ValueError as error:
             return str(error)
     return ""
@@ -67,6 +69,7 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
         "benchmark": run.benchmark,
         "tasks": len(benchmark.tasks),
         "seeds": run.seeds,
+        "data": data.about(benchmark),
         **more,
         **dataclasses.asdict(training),
     }
@@ -113,10 +116,13 @@ def check_size(studies: Sequence[Study], learner: PyTree, choice: Choice) -> Non
 
 def notes(benchmark: Benchmark, training: Options) -> list[str]:
     """What may not be meant as it is asked for, as lines to show."""
+    said = []
+    if benchmark.left_out:
+        said += [f"left out: {listed(benchmark.left_out)}"]
     fewest = min(len(task.train.y) for task in benchmark.tasks)
-    if training.batch <= fewest:
-        return []
-    return [
-        f"warning: --batch {training.batch} is more than the {fewest} examples of a task, so that "
-        f"an epoch is one step"
-    ]
+    if training.batch > fewest:
+        said += [
+            f"warning: --batch {training.batch} is more than the {fewest} examples of a task, so "
+            f"that an epoch is one step"
+        ]
+    return said

@@ -8,6 +8,7 @@ the device. Integers of any other type than uint8 are tokens, which nothing norm
 numpy, and the same arguments always give the same arrays.
 """
 
+import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -29,17 +30,38 @@ class Split(NamedTuple):
 
 
 class Task(NamedTuple):
-    """One task; its labels are 0 .. classes - 1."""
+    """One task; its labels are 0 .. classes - 1, which the set that they are from calls `names`."""
 
     train: Split
     val: Split
     test: Split
     classes: int
+    names: tuple[str, ...] = ()
+
+
+class Provenance(NamedTuple):
+    """Where examples are from.
+
+    Attributes:
+        set: the name of the set.
+        version: of the set; "" where it has none.
+        sizes: number of examples for training, for validation and for testing.
+        checksum: of the decoded arrays, before they are divided: SHA-256, 16 of its digits.
+    """
+
+    set: str
+    version: str
+    sizes: tuple[int, int, int]
+    checksum: str
 
 
 class Benchmark(NamedTuple):
     """A sequence of tasks whose inputs have one shape; a network sees (x / scale - mean) / std, or
-    tokens as they are: then mean is 0, and std and scale are 1."""
+    tokens as they are: then mean is 0, and std and scale are 1.
+
+    `provenance` says where the examples are from, `identifier` is what makes `load` give the same
+    benchmark again ("" where it is made otherwise), and `left_out` names what is missing of it.
+    """
 
     name: str
     tasks: tuple[Task, ...]
@@ -47,6 +69,27 @@ class Benchmark(NamedTuple):
     std: float | tuple[float, ...]
     shape: tuple[int, ...]  # of one x
     scale: float
+    provenance: tuple[Provenance, ...] = ()
+    identifier: str = ""
+    left_out: tuple[str, ...] = ()
+
+
+def checksum(arrays: Sequence[np.ndarray]) -> str:
+    """The checksum of arrays, their shapes and types: SHA-256, 16 of its digits."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def about(benchmark: Benchmark) -> dict[str, Any]:
+    """What settings and results say of the data: identifier, provenance and what is left out."""
+    return {
+        "identifier": benchmark.identifier,
+        "sets": [one._asdict() for one in benchmark.provenance],
+        "left_out": list(benchmark.left_out),
+    }
 
 
 def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
@@ -58,7 +101,7 @@ def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
     constants = [np.asarray(value, np.float32) for value in constants]
 
     def apply(x: jax.Array) -> jax.Array:
-        if _are_tokens(x.dtype):
+        if are_tokens(x.dtype):
             return jnp.asarray(x)
         mean, std, scale = (v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in constants)
         return (jnp.asarray(x, jnp.float32) / scale - mean) / std
@@ -100,25 +143,37 @@ def from_arrays(
     >>> from_arrays("mine", [(x, y)]).tasks[0].train.x.shape
     (2, 2)
     """
-    made = []
+    made, given = [], []
     for index, task in enumerate(tasks):
         where = f"{name}, task {index}"
         if len(task) == 2:
-            x, y = _examples(f"{where}, data", task)
-            test, val, train = _stratify(f"{where}, data", y, (0.2, 0.2), seed)
-            task = [(x[rows], y[rows]) for rows in (train, val, test)]
-        if len(task) != 3:
+            x, y = whole = _examples(f"{where}, data", task)
+            test, val, train = stratify(f"{where}, data", y, (0.2, 0.2), seed)
+            parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
+            given += whole
+        elif len(task) == 3:
+            pairs = zip(_PARTS, task, strict=True)
+            parts = [_examples(f"{where}, {part}", pair) for part, pair in pairs]
+            given += [array for part in parts for array in part]
+        else:
             raise ValueError(
                 f"{where}: expected (x, y) or (train, val, test), got {len(task)} items."
             )
-        pairs = zip(_PARTS, task, strict=True)
-        train, val, test = (_examples(f"{where}, {part}", pair) for part, pair in pairs)
-        count = int(train.y.max()) + 1 if classes is None else classes
-        made.append(Task(train, val, test, count))
+        count = int(parts[0].y.max()) + 1 if classes is None else classes
+        made.append(Task(parts[0], parts[1], parts[2], count))
     first = made[0].train.x if made else np.zeros(0)
     if scale is None:
         scale = 255.0 if first.dtype == np.uint8 else 1.0
-    return check(Benchmark(name, tuple(made), mean, std, first.shape[1:], scale))
+    benchmark = check(Benchmark(name, tuple(made), mean, std, first.shape[1:], scale))
+    return benchmark._replace(provenance=(provenance(benchmark, given),))
+
+
+def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str = "") -> Provenance:
+    """Where a benchmark is from, whose decoded arrays are these."""
+    train, val, test = (
+        sum(len(getattr(task, part).y) for task in benchmark.tasks) for part in _PARTS
+    )
+    return Provenance(benchmark.name, version, (train, val, test), checksum(arrays))
 
 
 def check(benchmark: Benchmark) -> Benchmark:
@@ -155,8 +210,8 @@ def check(benchmark: Benchmark) -> Benchmark:
                 raise ValueError(f"{where}: x is {x.dtype}, but {dtype} in the first task.")
             splits.append(Split(x, y))
         train, val, test = splits
-        tasks.append(Task(train, val, test, task.classes))
-    neutral = {"mean": 0.0, "std": 1.0, "scale": 1.0} if _are_tokens(dtype) else {}
+        tasks.append(Task(train, val, test, task.classes, task.names))
+    neutral = {"mean": 0.0, "std": 1.0, "scale": 1.0} if are_tokens(dtype) else {}
     for field, value in neutral.items():
         if np.any(np.asarray(getattr(benchmark, field)) != value):
             raise ValueError(
@@ -184,7 +239,7 @@ def _examples(where: str, pair: Sequence) -> Split:
         raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
     if x.size == 0:
         raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
-    if _are_tokens(x.dtype):
+    if are_tokens(x.dtype):
         low, high = int(x.min()), int(x.max())
         if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
             raise ValueError(f"{where}: tokens must fit int32, got {low} to {high}.")
@@ -198,11 +253,12 @@ def _examples(where: str, pair: Sequence) -> Split:
     return Split(x, y.astype(np.int32, copy=False))
 
 
-def _are_tokens(dtype: Any) -> bool:
+def are_tokens(dtype: Any) -> bool:
+    """Whether values of this type are tokens: integers other than bytes."""
     return np.dtype(dtype).kind in "iu" and dtype != np.uint8
 
 
-def _stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
+def stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
     """Rows for each held-out fraction, then the rest; every class is in each of them."""
     rng = np.random.default_rng(seed)
     parts = [[] for _ in (*fractions, "rest")]

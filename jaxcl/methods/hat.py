@@ -220,6 +220,7 @@ def hat(
         measures=(
             Measure("capacity", capacity),
             Measure("overlap", lambda t, _: overlap(wiring, t["params"], t["embeddings"])),
+            Measure("fewest_units", lambda t, _: _fewest(open_gates(t["embeddings"]))),
         ),
         isolates=True,
         tasks=tasks,
@@ -371,6 +372,11 @@ def open_gates(embeddings: PyTree) -> dict[str, jax.Array]:
     [2 0]
     """
     return {name: jnp.sum(table > 0, axis=-1) for name, table in embeddings.items()}
+
+
+def _fewest(units: dict[str, jax.Array]) -> jax.Array:
+    """The fewest open units of any gate, for each task."""
+    return jnp.stack(list(units.values())).min(axis=0)
 
 
 def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:

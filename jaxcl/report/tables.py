@@ -116,11 +116,15 @@ def _cells(row: Row) -> list[str]:
 def note(results: Results | Mapping[str, Any]) -> str:
     """What the intervals are, and which seeds they leave out."""
     results = as_results(results)
+    return " ".join([intervals(results), *divergences(results)])
+
+
+def intervals(results: Results) -> str:
+    """What the intervals are."""
     seeds = len(results.seeds)
-    words = f"Mean and half width of the 95% interval (Student t) over {seeds} seeds."
     if seeds == 1:
-        words = "One seed, so no intervals."
-    return " ".join([words, *divergences(results)])
+        return "One seed, so no intervals."
+    return f"Mean and half width of the 95% interval (Student t) over {seeds} seeds."
 
 
 def divergences(results: Results) -> list[str]:

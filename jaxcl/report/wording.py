@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxcl.report.paired import pairs
 from jaxcl.report.results import Results, Row, as_results, summary
-from jaxcl.report.text import listed, percent
+from jaxcl.report.text import counted, listed, percent
 
 FEW = 6  # methods that are named one by one
 
@@ -47,6 +47,17 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
         verb = "are" if len(guessing) > 1 else "is"
         points = listed([percent(row.accuracy.mean) for row in guessing])
         parts.append(f"{_names(guessing)} {verb} at chance level ({points}%)")
+    parts += [
+        f"{row.shown.words} learns nothing in {row.unlearned} of {counted(results.tasks, 'task')}"
+        for row in sound
+        if row.unlearned
+    ]
+    parts += [
+        f"{row.shown.words} closes a whole layer in {counted(row.closed, 'task')} of "
+        f"{len(results.seeds) * results.tasks} trained, so that what they predict is constant"
+        for row in rows
+        if row.closed
+    ]
     parts += [
         f"{row.diverged} of {len(results.seeds)} seeds of {row.shown.words} diverged"
         for row in sound + guessing

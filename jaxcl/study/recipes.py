@@ -34,6 +34,8 @@ class Options:
     Attributes:
         network: the architecture.
         hidden: widths of the MLP's hidden layers.
+        init: an `.npz` of weights to start from, as `jaxcl export` writes it; heads, and what it
+            leaves out, start afresh.
         optimizer: momentum is 0.9; adamw is adam with a weight decay of 1e-4 unless said otherwise.
         learning_rate: step size.
         weight_decay: share of the step size by which kernels decay in a step; biases, norms and
@@ -52,12 +54,14 @@ class Options:
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
         scenario: what a network is told: the task, and has a head for it; nothing, with one head
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
+            "jaxcl compare" takes several, as in task,class, and shows them side by side.
         unseen: in the scenario class, whether logits of classes still to come are masked or kept.
         precision: type of the network's arithmetic; parameters and masks are float32.
     """
 
     network: Literal["mlp", "alexnet", "resnet18", "vgg16"] = "mlp"
     hidden: tuple[int, ...] = option((100, 100), least=1)
+    init: str | None = None
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     learning_rate: float = option(0.05, above=0, sweep=True)
     weight_decay: float = option(0.0, least=0, sweep=True)
@@ -102,6 +106,8 @@ def defaults(benchmark: str) -> Options:
     >>> defaults("split_mnist").hidden
     (400, 400)
     """
+    if benchmark.endswith("mnist5k"):
+        return Options(epochs=10 if benchmark.startswith("split") else 5)
     if benchmark.endswith("mnist"):
         return Options(hidden=(400, 400), batch=64, epochs=2)
     if benchmark.endswith("cifar100"):
@@ -222,13 +228,17 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
     if options.network == "mlp":
         size, hidden = math.prod(benchmark.shape), scaled(*options.hidden)
-        return models.mlp(size, hidden=hidden, **options_of_all)
-    make, widths = {
-        "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
-        "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
-        "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
-    }[options.network]
-    return make(benchmark.shape, **widths, **options_of_all)
+        model = models.mlp(size, hidden=hidden, **options_of_all)
+    else:
+        make, widths = {
+            "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
+            "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
+            "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
+        }[options.network]
+        model = make(benchmark.shape, **widths, **options_of_all)
+    if options.init is None or width > 1:  # room to grow into starts as it is
+        return model
+    return models.start_from(model, models.read_weights(options.init))
 
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:

@@ -102,6 +102,24 @@ def snapshot(folder):
         ),
         ("compare --name a\x1bb", "holds what cannot be printed"),
         ("compare --out \udcff", r"'\udcff' holds what cannot be printed"),
+        ("compare --scenario task,klass", "--scenario must be one of 'task', 'domain', 'class'"),
+        ("compare --scenario task,task", "--scenario names task twice: task,task"),
+        ("compare --scenario class,domain", "pnn trains in the scenario task, not in class and"),
+        (
+            "compare --methods finetune,ewc --ewc.scenario class",
+            "--ewc.scenario differs from the others'; all methods have the same",
+        ),
+        (
+            "compare --methods finetune --benchmark split_digits,classes=0-2/3-4 "
+            "--scenario task,domain --devices 1",
+            "'domain' needs tasks of the same classes, but they have 2, 3",
+        ),
+        ("compare --benchmark split_digits,classes=0-1/1-2", "class 1 is listed twice"),
+        ("compare --benchmark mixture_digits,mnist5k", "differ in size (digits 8 x 8, mnist5k 28"),
+        ("compare --benchmark split_digits,tasks=2 --tasks 5", "says tasks=2, but 5 is asked for"),
+        ("compare --benchmark split_npz:nowhere.npz", "nowhere.npz cannot be read: No such file"),
+        ("compare --benchmark split_folder:nowhere", "nowhere is no folder"),
+        ("compare --benchmark split_tfds:nothing --data-dir .", "nothing is not prepared in"),
         (f"compare --name {'a' * 300}", "--name must be at most 255 bytes long, got 300"),
     ],
 )
@@ -203,7 +221,7 @@ def test_help(words, capsys):
     assert "usage: jaxcl" in out
     if words != "--help":
         assert "--benchmark" in out
-        assert "permuted_fashion_mnist" in out
+        assert "fashion_mnist" in out
         assert "--learning-rate" in out
 
 
