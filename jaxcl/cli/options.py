@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "Train several methods on one sequence of tasks, and show what each forgot.",
     "sweep": "Train one method with every combination of settings, and pick the best.",
     "plot": "Draw a run again, without training.",
+    "report": "Write one or several runs as a web page, one file that needs no network.",
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
 }
 TRAINING = ("compare", "sweep")
