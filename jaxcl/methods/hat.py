@@ -427,4 +427,8 @@ SPEC = Spec(
     example="--s-max 100,200,400 --c 0.5,0.75,1",
     reference="Serra et al., Overcoming catastrophic forgetting with hard attention (2018)",
     by_default=True,
+    presets={
+        "permuted_digits": {"s_max": 50.0, "c": 0.25},
+        "split_digits": {"learning_rate": 0.1, "s_max": 200.0, "c": 0.25},
+    },
 )
