@@ -1,52 +1,14 @@
-"""What each primitive operation does to labels; the rules behind `wiring.trace_wiring`."""
+"""What each primitive operation does to labels: the rules of `trace_wiring`."""
 
-import itertools
-import math
-from typing import NamedTuple
-
-import jax
 import numpy as np
-from jax.extend.core import Literal
 
-from jaxcl.core.checks import is_concrete
-
-# Values. An activation is an array of labels, one for each element: a unit's number, or one of the
-# three below. What is made of parameters alone is a `Param`.
-
-ZERO = -3  # is always zero: it carries nothing, whatever it is multiplied by
-CONST, RAW = -2, -1  # depends on neither data nor parameters; or on data, but on no gated unit
-
-
-class Leaf(NamedTuple):
-    """A leaf as it shows in an array: which of the leaf's axes lies along each of the array's."""
-
-    path: str
-    shape: tuple[int, ...]
-    axes: tuple[int | None, ...] | None  # None: entries may be mixed
-
-
-class Param(NamedTuple):
-    """An array made of parameters and constants; entry by entry, where its leaves have axes."""
-
-    shape: tuple[int, ...]
-    leaves: tuple[Leaf, ...]
-    linear: bool  # it has one leaf, and scales with it
-
-
-class Op(NamedTuple):
-    """One primitive operation, with the numbers of the values that it reads and makes."""
-
-    name: str
-    params: dict
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
+from jaxcl.wiring.labels import CONST, RAW, ZERO, Param, filled, is_zero
+from jaxcl.wiring.program import CONTROL, scan_counts
 
 # One rule for each kind of primitive: rule(trace, op, *operands) -> values of its results.
 
 
-def other(trace, op, *operands):
+def unknown(trace, op, *operands):
     """Anything may happen to what has no gate; what has one must not come here."""
     params = [value for value in operands if isinstance(value, Param)]
     arrays = [value for value in operands if not isinstance(value, Param)]
@@ -56,14 +18,14 @@ def other(trace, op, *operands):
         trace.fail(f"may mix the units of {trace.names(units)}", by_hand=True)
     leaves = tuple(leaf._replace(axes=None) for param in params for leaf in param.leaves)
     for leaf in leaves:
-        if op.name in _CONTROL and len(leaf.shape) > 1 and trace.gated(leaf.path):
+        if op.name in CONTROL and len(leaf.shape) > 1 and trace.gated(leaf.path):
             trace.nearest = leaf.path
             trace.fail("hides a layer that was to get a gate", by_hand=True)
     if leaves and top == CONST:
         return [Param(shape, leaves, False) for shape in op.shapes]
     for leaf in leaves:
         trace.use(leaf.path)
-    return [full(shape, top) for shape in op.shapes]
+    return [filled(shape, top) for shape in op.shapes]
 
 
 def _elementwise(trace, op, *operands, scaling=False):
@@ -74,7 +36,7 @@ def _elementwise(trace, op, *operands, scaling=False):
     for factor in factors:
         if isinstance(factor, np.ndarray) and factor.min(initial=RAW) == ZERO:
             labels = np.where(factor == ZERO, ZERO, labels)
-            params = [] if _nothing(factor) else params
+            params = [] if is_zero(factor) else params
     if op.name not in _KEEP_ZERO:
         labels = _no_zeros(labels)
     if params and labels.max(initial=CONST) == CONST:
@@ -108,9 +70,9 @@ def _move(trace, op, value, *others):
         ]
         return [Param(op.shapes[0], tuple(leaves), value.linear)]
     if any(isinstance(operand, Param) for operand in (value, *others)):
-        return other(trace, op, value, *others)
+        return unknown(trace, op, value, *others)
     if op.name == "pad" and min(min(low, high) for low, high, _ in op.params["padding_config"]) < 0:
-        return other(trace, op, value, *others)
+        return unknown(trace, op, value, *others)
     moved = _MOVES[op.name](op, value, *others)
     return moved if op.name in ("split", "unstack") else [moved]
 
@@ -152,7 +114,7 @@ def _broadcast_axes(axes, shape, op):
 def _reduce(trace, op, value):
     """Operations along axes on which labels must not change: space, tokens, the batch."""
     if isinstance(value, Param):
-        return other(trace, op, value)
+        return unknown(trace, op, value)
     if "axes" in op.params:
         axes = op.params["axes"]
         return [_no_zeros(trace.collapse(value, axes).squeeze(axes))]
@@ -166,20 +128,12 @@ def _reduce(trace, op, value):
 
 def _scan(trace, op, *operands):
     """A loop over the rows of arrays. What it carries on has the labels of all its steps."""
-    constants, carried = _scan_counts(op.params)
+    constants, carried = scan_counts(op.params)
     start, end = constants, constants + carried
     rows = [_row(trace, value) for value in operands[end:]]
     body = lambda carry: trace.run(op.params["jaxpr"], [*operands[:start], *carry, *rows])  # noqa: E731
     carry, results = _repeat(trace, op, body, operands[start:end])
     return carry + [_rows(value, shape) for value, shape in zip(results, op.shapes[carried:])]
-
-
-def _scan_counts(params):
-    """Number of constants and of carried values; they come first, in this order."""
-    if "num_carry" in params:
-        return params["num_consts"], params["num_carry"]
-    constants, carry, _ = params["ft_in"].unpack()  # from jax 0.11 on
-    return len(list(constants)), len(list(carry))
 
 
 def _row(trace, value):
@@ -258,7 +212,7 @@ def _decided(trace, op, by, values):
     """Values that a decision has led to; it shows in them all."""
     trace.op = op
     if isinstance(by, Param):
-        trace.attach(by, full((), RAW))
+        trace.attach(by, filled((), RAW))
     elif by.max(initial=CONST) >= 0:
         trace.fail(f"decides by the units of {trace.names(by)}")
     elif by.max(initial=CONST) == CONST:
@@ -272,7 +226,7 @@ def _decided(trace, op, by, values):
 def _take(trace, op, value, *indices):
     """Slices at positions that are known only when the model runs."""
     if any(isinstance(v, Param) or (v is not value and v.max() >= 0) for v in (value, *indices)):
-        return other(trace, op, value, *indices)
+        return unknown(trace, op, value, *indices)
     sizes = op.params["slice_sizes"]
     partial = [i for i, (old, new) in enumerate(zip(value.shape, sizes)) if old != new]
     labels = trace.collapse(value, partial)
@@ -288,8 +242,8 @@ def _take(trace, op, value, *indices):
 
 def _dot(trace, op, lhs, rhs):
     (lc, rc), (lb, rb) = op.params["dimension_numbers"]
-    if _nothing(lhs) or _nothing(rhs):
-        return [full(op.shapes[0], ZERO)]
+    if is_zero(lhs) or is_zero(rhs):
+        return [filled(op.shapes[0], ZERO)]
     if isinstance(lhs, np.ndarray) and isinstance(rhs, np.ndarray):
         left = _arranged(trace, lhs, lc, lb)
         right = _arranged(trace, rhs, rc, rb)
@@ -301,17 +255,13 @@ def _dot(trace, op, lhs, rhs):
     if kernel_first:
         lhs, lc, lb, rhs, rc, rb = rhs, rc, rb, lhs, lc, lb
     if isinstance(lhs, Param) or lhs.max() <= CONST:
-        return other(trace, op, lhs, rhs)
+        return unknown(trace, op, lhs, rhs)
     free = [i for i in range(len(rhs.shape)) if i not in (*rc, *rb)]
     out = trace.layer(lhs, rhs, lc, rc, (*rb, *free))
     ones = [1] * (lhs.ndim - len(lc) - len(lb))
     batch, kept = [rhs.shape[i] for i in rb], [rhs.shape[i] for i in free]
     shape = [*batch, *kept, *ones] if kernel_first else [*batch, *ones, *kept]
     return [np.broadcast_to(out.reshape(shape), op.shapes[0])]
-
-
-def _nothing(value):
-    return isinstance(value, np.ndarray) and value.max(initial=ZERO) == ZERO
 
 
 def _no_zeros(labels):
@@ -326,11 +276,11 @@ def _arranged(trace, labels, summed, batch):
 
 
 def _conv(trace, op, lhs, rhs):
-    if _nothing(lhs) or _nothing(rhs):
-        return [full(op.shapes[0], ZERO)]
+    if is_zero(lhs) or is_zero(rhs):
+        return [filled(op.shapes[0], ZERO)]
     known = isinstance(lhs, np.ndarray) and isinstance(rhs, Param) and lhs.max() > CONST
     if not known or op.params["batch_group_count"] > 1:
-        return other(trace, op, lhs, rhs)
+        return unknown(trace, op, lhs, rhs)
     x, kernel, y = op.params["dimension_numbers"]
     groups = op.params["feature_group_count"]
     out = trace.layer(lhs, rhs, x[1:2], kernel[1:2], kernel[:1], groups)
@@ -389,137 +339,3 @@ _KEEP_ZERO = (  # of zeros they make zeros
     "div", "erf", "expm1", "floor", "log1p", "max", "min", "mul", "name", "neg", "round",
     "select_n", "sign", "sin", "sinh", "sqrt", "square", "stop_gradient", "sub", "tan", "tanh",
 )  # fmt: skip
-_CONTROL = ("cond", "scan", "shard_map", "while")
-_CALLS = (
-    "checkpoint", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "jit", "pjit",
-    "remat2",
-)  # fmt: skip
-
-
-def inline(program, numbers, fresh, values, ops):
-    """Lists a program's operations, those of the functions that it calls in their place.
-
-    Args:
-        program: the jaxpr.
-        numbers: of the values that its variables hold; filled in.
-        fresh: iterator of unused numbers.
-        values: for the numbers of constants, their labels; filled in.
-        ops: the list to extend.
-
-    Returns:
-        The numbers of its results.
-    """
-    jaxpr = getattr(program, "jaxpr", program)
-    constants = dict(zip(jaxpr.constvars, getattr(program, "consts", ())))
-
-    def constant(atom, value):
-        known = value is not None and is_concrete(value)
-        zero = known and isinstance(value, (np.ndarray, np.generic, float, int, jax.Array))
-        zero = zero and not np.any(np.asarray(value))
-        values[number := next(fresh)] = full(atom.aval.shape, ZERO if zero else CONST)
-        return number
-
-    def read(atom):
-        return constant(atom, atom.val) if isinstance(atom, Literal) else numbers[atom]
-
-    numbers.update((var, constant(var, constants.get(var))) for var in jaxpr.constvars)
-    for eqn in jaxpr.eqns:
-        ins = [read(atom) for atom in eqn.invars]
-        if eqn.primitive.name in _CALLS:
-            body = eqn.params.get("jaxpr", eqn.params.get("call_jaxpr"))
-            arguments = dict(zip(getattr(body, "jaxpr", body).invars, ins))
-            outs = inline(body, arguments, fresh, values, ops)
-        else:
-            outs = [next(fresh) for _ in eqn.outvars]
-            shapes = tuple(getattr(var.aval, "shape", ()) for var in eqn.outvars)
-            ops.append(Op(eqn.primitive.name, eqn.params, tuple(ins), tuple(outs), shapes))
-        numbers.update(zip(eqn.outvars, outs))
-    return [read(atom) for atom in jaxpr.outvars]
-
-
-def listed(program, count):
-    """A program's operations that its results need, the first `count` numbers being its arguments.
-
-    Returns:
-        The operations, the numbers of the results, and the labels of the constants.
-    """
-    fresh, values, ops = itertools.count(count), {}, []
-    numbers = dict(zip(getattr(program, "jaxpr", program).invars, range(count)))
-    results = inline(program, numbers, fresh, values, ops)
-    needed, kept = set(results), []
-    for op in reversed(ops):
-        if needed.intersection(op.outs):
-            kept.append(op)
-            needed.update(op.ins)
-    return kept[::-1], results, values
-
-
-class Source(NamedTuple):
-    """What a value is made of: data behind the last kernels; or, without data, leaves."""
-
-    data: bool
-    paths: frozenset[str]
-
-
-def heads(program, sources):
-    """The source of each result: between it and the last kernels lies no other."""
-    ops, results, _ = listed(program, len(sources))
-    known = dict(enumerate(sources))
-    for op in ops:
-        ins = [known.get(number, Source(False, frozenset())) for number in op.ins]
-        known.update(zip(op.outs, _heads_of_op(op, ins)))
-    return [known.get(number, Source(False, frozenset())) for number in results]
-
-
-def _heads_of_op(op, ins):
-    if op.name == "scan":
-        constants, carried = _scan_counts(op.params)
-        start, end = constants, constants + carried
-        return _heads_of_loop(op.params["jaxpr"], ins[:start], ins[start:end], ins[end:])
-    if op.name == "while":
-        tests, constants = op.params["cond_nconsts"], op.params["body_nconsts"]
-        fixed, carry = ins[tests : tests + constants], ins[tests + constants :]
-        return _heads_of_loop(op.params["body_jaxpr"], fixed, carry, [])
-    if op.name == "cond":
-        branches = [heads(branch, ins[1:]) for branch in op.params["branches"]]
-        return [_any_of(values) for values in zip(*branches)]
-    made = _any_of(ins)
-    kernels = frozenset().union(*(source.paths for source in ins if not source.data))
-    if made.data and kernels and op.name in {"dot_general", "conv_general_dilated", *_CONTROL}:
-        made = Source(True, kernels)
-    return [made] * len(op.outs)
-
-
-def _heads_of_loop(body, fixed, carry, rows):
-    while True:
-        results = heads(body, [*fixed, *carry, *rows])
-        after = [_any_of(pair) for pair in zip(carry, results)]
-        if after == list(carry):
-            return after + results[len(carry) :]
-        carry = after
-
-
-def _any_of(sources):
-    """The source of what is made of several values; where one is data, leaves are no kernels."""
-    data = any(source.data for source in sources)
-    return Source(data, frozenset().union(*(s.paths for s in sources if s.data or not data)))
-
-
-def full(shape, label):
-    return np.broadcast_to(np.array(label), shape)
-
-
-def whole(path, shape):
-    """A parameter leaf itself."""
-    axes = tuple(i if size > 1 else None for i, size in enumerate(shape))
-    return Param(shape, (Leaf(path, shape, axes),), True)
-
-
-def shows(param, axes, wanted):
-    """Whether these axes of a kernel show the wanted axis of its leaf, whole and nothing else."""
-    (leaf,) = param.leaves
-    if leaf.axes is None or len(leaf.shape) < 2:
-        return False
-    shown = {leaf.axes[i] for i in axes} - {None}
-    expected = {len(leaf.shape) + wanted} if leaf.shape[wanted] > 1 else set()
-    return shown == expected and math.prod(param.shape[i] for i in axes) == leaf.shape[wanted]

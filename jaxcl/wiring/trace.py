@@ -22,20 +22,9 @@ from jaxcl.core import masks
 from jaxcl.core.checks import check_pattern, shorten
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree
-from jaxcl.wiring.primitives import (
-    CONST,
-    RAW,
-    RULES,
-    ZERO,
-    Param,
-    Source,
-    full,
-    heads,
-    listed,
-    other,
-    shows,
-    whole,
-)
+from jaxcl.wiring.labels import CONST, RAW, ZERO, Param, filled, leaf_itself, lies_along
+from jaxcl.wiring.primitives import RULES, unknown
+from jaxcl.wiring.program import Source, operations, sources_of
 
 
 def trace_wiring(
@@ -87,17 +76,17 @@ def trace_wiring(
     data = program.in_avals[len(leaves) :]
     sources = [Source(False, frozenset([path])) for path in leaves]
     sources += [Source(True, frozenset())] * len(data)
-    last_kernels = {path for source in heads(program, sources) for path in source.paths}
+    last_kernels = {path for source in sources_of(program, sources) for path in source.paths}
     patterns = [""] if gates is None else list(gates)
     trace = _Trace(
         gated=lambda path: path not in last_kernels and any(re.search(p, path) for p in patterns),
         leaves=leaves,
     )
-    arguments = [whole(path, shape) for path, shape in leaves.items()]
-    results = trace.run(program, [*arguments, *(full(value.shape, RAW) for value in data)])
+    arguments = [leaf_itself(path, shape) for path, shape in leaves.items()]
+    results = trace.run(program, [*arguments, *(filled(value.shape, RAW) for value in data)])
     for result in results:
         if isinstance(result, Param):
-            trace.attach(result, full((), RAW))
+            trace.attach(result, filled((), RAW))
         elif result.max(initial=CONST) >= 0:
             trace.fail(f"gives results with units of {trace.names(result)}, which no kernel reads")
 
@@ -127,12 +116,12 @@ class _Trace:
 
     def run(self, program, arguments):
         """The labels of a program's results."""
-        ops, results, values = listed(program, len(arguments))
+        ops, results, values = operations(program, len(arguments))
         values.update(enumerate(arguments))
         last = {number: op for op in ops for number in op.ins} | dict.fromkeys(results)
         for op in ops:
             self.op = op
-            outs = RULES.get(op.name, other)(self, op, *(values[i] for i in op.ins))
+            outs = RULES.get(op.name, unknown)(self, op, *(values[i] for i in op.ins))
             values.update(zip(op.outs, outs))
             for number in {i for i in op.ins if last[i] is op}:
                 del values[number]  # labels are as large as activations
@@ -151,7 +140,7 @@ class _Trace:
 
     def join(self, arrays, scaling, shape=None):
         """Labels of an elementwise result. Units that meet there get one gate."""
-        labels = full(self.op.shapes[0] if shape is None else shape, ZERO if arrays else CONST)
+        labels = filled(self.op.shapes[0] if shape is None else shape, ZERO if arrays else CONST)
         for array in arrays:
             labels, array = np.broadcast_arrays(self.root[labels], self.root[array])
             low, high = np.minimum(labels, array), np.maximum(labels, array)
@@ -203,16 +192,16 @@ class _Trace:
         gated, reads = any(self.gated(leaf.path) for leaf in kernel.leaves), labels.max() >= 0
         if not gated and not reads:
             self.attach(kernel, labels)
-            return full((math.prod(kernel.shape[i] for i in out),), RAW)
+            return filled((math.prod(kernel.shape[i] for i in out),), RAW)
         path, shape, _ = kernel.leaves[0]
         self.nearest = path
         if len(kernel.leaves) > 1 or (reads and not kernel.linear):
             self.fail("applies a kernel that is computed from its parameter")
-        if not (shows(kernel, into, -2) and shows(kernel, out, -1)):
+        if not (lies_along(kernel, into, -2) and lies_along(kernel, out, -1)):
             self.fail("applies a kernel whose last two axes are not its inputs and outputs")
         units = self.units(path, shape[-1]) if gated else None
         self.use(path, self.vector(labels, contracted), units, groups)
-        return full(shape[-1:], RAW) if units is None else units
+        return filled(shape[-1:], RAW) if units is None else units
 
     def vector(self, labels, axes):
         """The labels along some axes, which must be the same all over the others."""
