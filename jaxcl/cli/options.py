@@ -48,7 +48,8 @@ class Run:
             SET is digits, mnist5k, mnist, fashion_mnist, cifar100, omniglot, tfds:NAME for any set
             of images of tensorflow-datasets, npz:PATH for arrays or folder:PATH for images in a
             folder for each class. Options may follow: split_mnist,classes=0-1/2-4/5-9 or
-            split_folder:birds,size=32,order=3; see docs/data.md.
+            split_folder:birds,size=32,order=3; see docs/data.md. MODULE:FUNCTION is one of your
+            own, of a function that gives a data.Benchmark.
         tasks: number of tasks; None takes the benchmark's usual number.
         seeds: number of seeds, which train side by side in one program.
         data_dir: folder of tensorflow-datasets; None takes TFDS_DATA_DIR, else

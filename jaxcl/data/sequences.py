@@ -35,6 +35,8 @@ def split(
     [('5', '0'), ('1', '2', '3')]
     """
     base, where = only_task(benchmark), f"split {benchmark.name}"
+    if benchmark.regression:
+        raise ValueError(f"{where}: there are no classes, as the labels are floats.")
     if classes is not None:
         if tasks not in (None, len(classes)) or order is not None:
             raise ValueError(f"{where}: give classes, or tasks and order, not both.")
