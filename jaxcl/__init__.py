@@ -1,9 +1,10 @@
 """jaxcl: parameter-isolation continual learning in JAX.
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
-`pnn` decide which, task after task. `masks` holds the pytrees of masks. The modules `models`,
-`train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report`
-are loaded when they are first used.
+`pnn` decide which, task after task. `masks` holds the pytrees of masks. `load` opens a run, `infer`
+tells the task of an example. The modules `models`, `train`, `study`, `recipes`, `replicas`, `data`,
+`metrics`, `analysis`, `checkpoint`, `report` and `inference`, and the functions `load`, `save`,
+`infer` and `calibrate`, are loaded when they are first used.
 """
 
 import importlib
@@ -32,7 +33,10 @@ from jaxcl.methods.si import si
 from jaxcl.wiring import Wiring, trace_wiring
 
 if TYPE_CHECKING:
-    from jaxcl import data, models, report, study, testing, train
+    from jaxcl import data, inference, models, report, study, testing, train
+    from jaxcl.inference.runs import load
+    from jaxcl.inference.saved import save
+    from jaxcl.inference.tasks import calibrate, infer
     from jaxcl.report import analysis, metrics
     from jaxcl.study import checkpoint, recipes, replicas
 
@@ -53,6 +57,7 @@ __all__ = [
     "Wiring",
     "agem",
     "analysis",
+    "calibrate",
     "checkpoint",
     "cpg",
     "data",
@@ -65,8 +70,11 @@ __all__ = [
     "finetune",
     "gate",
     "hat",
+    "infer",
+    "inference",
     "isolate",
     "ledger",
+    "load",
     "lwf",
     "mas",
     "masks",
@@ -78,6 +86,7 @@ __all__ = [
     "recipes",
     "replicas",
     "report",
+    "save",
     "set_trainable",
     "si",
     "study",
@@ -88,15 +97,26 @@ __all__ = [
 ]
 
 _LAZY = {
-    **{name: f"jaxcl.{name}" for name in ("data", "models", "report", "study", "testing", "train")},
+    **{
+        name: f"jaxcl.{name}"
+        for name in ("data", "inference", "models", "report", "study", "testing", "train")
+    },
     **{name: f"jaxcl.report.{name}" for name in ("analysis", "metrics")},
     **{name: f"jaxcl.study.{name}" for name in ("checkpoint", "recipes", "replicas")},
+}
+_LAZY_FUNCTIONS = {
+    "calibrate": "jaxcl.inference.tasks",
+    "infer": "jaxcl.inference.tasks",
+    "load": "jaxcl.inference.runs",
+    "save": "jaxcl.inference.saved",
 }
 
 
 def __getattr__(name: str):
     if name in _LAZY:
         return importlib.import_module(_LAZY[name])
+    if name in _LAZY_FUNCTIONS:
+        return getattr(importlib.import_module(_LAZY_FUNCTIONS[name]), name)
     raise AttributeError(f"module 'jaxcl' has no attribute {name!r}")
 
 

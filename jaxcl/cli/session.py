@@ -14,6 +14,7 @@ from jaxcl import data
 from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
+from jaxcl.inference import inputs
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import recipes
 from jaxcl.study.memory import limit_bytes
@@ -67,6 +68,7 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
         "benchmark": run.benchmark,
         "tasks": len(benchmark.tasks),
         "seeds": run.seeds,
+        "inputs": inputs.plain(inputs.of(benchmark)),
         **more,
         **dataclasses.asdict(training),
     }

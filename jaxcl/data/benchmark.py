@@ -47,6 +47,7 @@ class Benchmark(NamedTuple):
     std: float | tuple[float, ...]
     shape: tuple[int, ...]  # of one x
     scale: float
+    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
 
 
 def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:

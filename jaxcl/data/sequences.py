@@ -37,20 +37,23 @@ def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
     """
     base = only_task(benchmark)
     check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
-    pixels = int(np.prod(benchmark.shape[:-1] or benchmark.shape))
     if len(benchmark.shape) == 1 and np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
         raise ValueError(f"{benchmark.name}: mean and std of a pixel do not fit permuted pixels.")
-
-    def reorder(part: Split, order: np.ndarray) -> Split:
-        x = part.x.reshape(len(part.x), pixels, -1)
-        return Split(np.take(x, order, axis=1).reshape(part.x.shape), part.y)
-
     made = [base]
     for task in range(1, tasks):
-        order = np.random.default_rng([seed, task]).permutation(pixels)
-        train, val, test = (reorder(part, order) for part in base[:3])
+        train, val, test = (Split(reorder(part.x, seed, task), part.y) for part in base[:3])
         made.append(Task(train, val, test, base.classes))
-    return check(benchmark._replace(name=f"permuted_{benchmark.name}", tasks=tuple(made)))
+    name = f"permuted_{benchmark.name}"
+    return check(benchmark._replace(name=name, tasks=tuple(made), permutation=seed))
+
+
+def reorder(x: np.ndarray, seed: int, task: int) -> np.ndarray:
+    """Inputs [N, ...] with their pixels in the order of one task of `permuted`."""
+    if task == 0:
+        return x
+    pixels = int(np.prod(x.shape[1:-1] or x.shape[1:]))
+    order = np.random.default_rng([seed, task]).permutation(pixels)
+    return np.take(x.reshape(len(x), pixels, -1), order, axis=1).reshape(x.shape)
 
 
 def only_task(benchmark: Benchmark) -> Task:

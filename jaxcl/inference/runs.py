@@ -1,0 +1,298 @@
+"""Opens what the command wrote: settings, results, and every network as a Predictor.
+
+No data set is read, nothing of the run is executed, and nothing is written.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcl import train
+from jaxcl.core.checks import nearest
+from jaxcl.core.trees import PyTree
+from jaxcl.inference import inputs as of_inputs
+from jaxcl.inference import saved
+from jaxcl.inference.inputs import Inputs
+from jaxcl.inference.predictor import Predictor, predictor
+from jaxcl.methods import REGISTRY, Spec
+from jaxcl.report.results import Results, as_results
+from jaxcl.study import checkpoint, recipes
+from jaxcl.study.recipes import Choice, Options
+
+MOST_BYTES = 1 << 28  # of a file of text, beyond which it is none of ours
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run of the command, finished or not: `run["NAME"]` is what it trained of one method.
+
+    Attributes:
+        folder: where it is.
+        settings: all settings that decide on its results.
+        specs: its methods, by name; empty for a sweep, which keeps no networks.
+        inputs: what the networks' inputs are.
+        forgotten: by method, the tasks that were forgotten.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    specs: Mapping[str, Spec]
+    inputs: Inputs
+    forgotten: Mapping[str, tuple[int, ...]]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of its methods."""
+        return tuple(self.specs)
+
+    @cached_property
+    def results(self) -> Results | None:
+        """What came out of it, as arrays; None while it is not finished."""
+        path = self.folder / "results.json"
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        try:
+            return as_results(content)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path} does not hold the results of a comparison: {error}."
+            ) from error
+
+    def __getitem__(self, method: str) -> "Trained":
+        if method not in self.specs:
+            known = f"; it has {', '.join(self.specs)}" if self.specs else ": it is a sweep"
+            raise ValueError(
+                f"{self.folder} has no method {method!r}{nearest(str(method), self.specs)}{known}."
+            )
+        return Trained(self, self.specs[method])
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a run trained of one method.
+
+    Attributes:
+        run: the run.
+        spec: the method.
+    """
+
+    run: Run
+    spec: Spec
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of its checkpoints."""
+        return self.run.folder / "checkpoints" / self.spec.name
+
+    @cached_property
+    def newest(self) -> tuple[int, Path]:
+        """How many tasks are finished, and the checkpoint that says so: the newest whole one.
+
+        Raises:
+            ValueError: if there is none.
+        """
+        newest = checkpoint.latest(self.checkpoints)
+        found = newest and checkpoint.latest(self.checkpoints, readable=True)
+        if newest and not found:
+            checkpoint.verify(newest[1])  # says what is wrong
+        if not found:
+            raise ValueError(
+                f"{self.run.folder} has no network of {self.spec.name} yet: no task is finished."
+            )
+        if found[0] > len(self.run.inputs.classes):
+            raise ValueError(f"{found[1]} is of a task that this run does not have.")
+        return found
+
+    @property
+    def tasks(self) -> int:
+        """The number of finished tasks."""
+        return self.newest[0]
+
+    @property
+    def accuracy(self) -> np.ndarray:
+        """Accuracy on task k after task t, [seeds, tasks, tasks]; nan where it is not measured."""
+        return np.asarray(self.record["accuracy"], np.float64)
+
+    def choice(self) -> Choice:
+        """The method with its options."""
+        return _choice(self.run, self.spec)
+
+    def setup(self) -> tuple[train.Setup, int]:
+        """What its learners were trained with, and the number of tasks that they have room for."""
+        choice, benchmark = self.choice(), self.run.inputs.benchmark(self.run.settings["benchmark"])
+        limits = choice.spec.task_limits(len(benchmark.tasks))
+        room = next(limit for limit in limits if limit >= self.tasks)
+        few = benchmark._replace(tasks=benchmark.tasks[:room])
+        return recipes.recipe(choice, few, tasks=room)({}), room
+
+    @cached_property
+    def record(self) -> PyTree:
+        """All that the checkpoint holds, in the host's memory; learners have a row for each seed."""
+        _, path = self.newest
+        setup, room = self.setup()
+        stored = checkpoint.shapes(path)
+        if "learners/key" not in stored:
+            raise ValueError(
+                f"the checkpoint in {path} holds no learners of this version of jaxcl."
+            )
+        rows = stored["learners/key"].shape[0]
+        one = jax.eval_shape(lambda key: train.start(setup, key, room), jax.random.key(0))
+        like: dict[str, Any] = {"learners": jax.tree.map(lambda leaf: _in_rows(rows, leaf), one)}
+        for name, leaf in stored.items():
+            group, _, rest = name.partition("/")
+            if group != "learners" and rest:
+                like.setdefault(group, {})[rest] = _like(leaf.shape, leaf.dtype)
+            elif group != "learners":
+                like[group] = _like(leaf.shape, leaf.dtype)
+        return checkpoint.restore(path, like)
+
+    def learner(self, seed: int) -> train.Learner:
+        """One seed's learner, after its last finished task."""
+        seeds = self.run.settings["seeds"]
+        whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
+        if not whole or not 0 <= seed < seeds:
+            raise ValueError(f"seed must be a whole number from 0 to {seeds - 1}, got {seed!r}.")
+        return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[seed]), self.record["learners"])
+
+    @cached_property
+    def _first(self) -> Predictor:
+        setup, _ = self.setup()
+        forgotten = self.run.forgotten.get(self.spec.name, ())
+        return predictor(setup, self.learner(0), self.tasks, self.run.inputs, forgotten)
+
+    def seed(self, seed: int) -> Predictor:
+        """One seed's network.
+
+        Raises:
+            ValueError: for a seed that the run does not have, or a checkpoint that is damaged.
+        """
+        return self._first._replace(learner=self.learner(seed))
+
+
+def load(
+    path: str | os.PathLike,
+    *,
+    methods: Sequence[Spec] = (),
+    builder: str | Callable | None = None,
+) -> Any:
+    """Opens a run of the command, or a learner that `save` wrote.
+
+    Args:
+        path: the folder.
+        methods: the Specs of a run's methods that are not jaxcl's own.
+        builder: for a learner, what it was saved with: see `save`.
+
+    Returns:
+        A Run: `load("runs/x")["NAME"].seed(0).predict(images, task=2)`; or a Predictor.
+
+    Raises:
+        ValueError: for a folder that holds neither, a run of an earlier version, or settings that
+            are not those of a run; the sentence says what is wrong.
+    """
+    folder = Path(path).expanduser()
+    if saved.is_saved(folder):
+        return saved.restore(folder, builder)
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is no folder.")
+    if not (folder / "settings.json").is_file():
+        raise ValueError(f"{folder} holds no run of jaxcl: it has no settings.json.")
+    content = read_json(folder / "settings.json")
+    settings = content.get("settings") if isinstance(content, dict) else None
+    try:
+        return _run(folder, settings, {spec.name: spec for spec in methods})
+    except (TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{folder / 'settings.json'}: {error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """The content of a file of JSON, which is not larger than one of ours can be.
+
+    Raises:
+        ValueError: naming the file, if it cannot be read.
+    """
+    try:
+        if path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"{path} has more than {MOST_BYTES:,} bytes; it is not jaxcl's.")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}.") from error
+
+
+def _run(folder: Path, settings: Any, given: Mapping[str, Spec]) -> Run:
+    if not isinstance(settings, dict) or not {"benchmark", "tasks", "seeds"} <= settings.keys():
+        raise ValueError("it does not hold the settings of a run.")
+    if "inputs" not in settings:
+        raise ValueError("it is of an earlier version of jaxcl, whose networks cannot be opened.")
+    for name in ("tasks", "seeds"):
+        if not isinstance(settings[name], int) or settings[name] < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on, got {settings[name]!r}.")
+    names = settings.get("methods", [])
+    known = {**{spec.name: spec for spec in REGISTRY}, **given}
+    specs = {}
+    for name in names:
+        if not isinstance(name, str):
+            raise ValueError(f"methods must be names, got {name!r}.")
+        if ":" in name:  # a module to import, which a file is not trusted to name
+            specs |= _own(name, given, settings)
+        elif name in known:
+            specs[name] = known[name]
+        else:
+            raise ValueError(f"unknown method {name!r}{nearest(name, known)}.")
+    inputs = of_inputs.read(settings["inputs"])
+    if len(inputs.classes) != settings["tasks"]:
+        raise ValueError(f"{len(inputs.classes)} tasks have classes, not {settings['tasks']}.")
+    path = folder / "forgotten.json"
+    forgotten = {}
+    for name, tasks in (read_json(path) if path.is_file() else {}).items():
+        forgotten[name] = tuple(int(task) for task in tasks)
+    return Run(folder, settings, specs, inputs, forgotten)
+
+
+def _own(name: str, given: Mapping[str, Spec], settings: Mapping[str, Any]) -> dict[str, Spec]:
+    """The Specs of a user's own that were given, for a method that was named MODULE:SPEC."""
+    here = {key: spec for key, spec in given.items() if key in settings["options"]}
+    if not here:
+        raise ValueError(
+            f"the run has a method of your own, {name}: give its Spec, jaxcl.load(..., "
+            f"methods=[{name.rpartition(':')[2]}])."
+        )
+    return here
+
+
+def _choice(run: Run, spec: Spec) -> Choice:
+    """The method with the options that the settings name."""
+    fields = {field.name for field in dataclasses.fields(Options)}
+    own = run.settings["options"].get(spec.name, {})
+    shared = {name: run.settings[name] for name in fields if name in run.settings}
+    shared |= {name: value for name, value in own.items() if name in fields}
+
+    def typed(values) -> dict[str, Any]:
+        return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
+
+    options = {name: value for name, value in own.items() if name not in fields}
+    try:
+        return recipes.choose(spec, Options(**typed(shared)), **typed(options))
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{run.folder / 'settings.json'}: the options of {spec.name} are none: {error}"
+        ) from error
+
+
+def _like(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array of NumPy's that takes no memory."""
+    return np.broadcast_to(np.zeros((), dtype), shape)
+
+
+def _in_rows(rows: int, leaf: Any) -> Any:
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        return jax.ShapeDtypeStruct((rows, *leaf.shape), leaf.dtype)
+    return _like((rows, *leaf.shape), leaf.dtype)
