@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 import numpy as np
 from matplotlib.figure import Figure
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-from jaxcl import study, train
+from jaxcl import study
 from jaxcl.cli import processes
 from jaxcl.cli.folder import check_free, claim, hold, write_settings
 from jaxcl.cli.options import Sweep
@@ -31,12 +30,10 @@ from jaxcl.cli.session import (
 )
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
-from jaxcl.core.trees import PyTree
-from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import figures, metrics
 from jaxcl.report.results import plain
 from jaxcl.report.text import counted, escaped, listed, markdown, plus_minus, write_whole
-from jaxcl.study import recipes, replicas
+from jaxcl.study import comparison, recipes, replicas
 from jaxcl.study.programs import Study
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
@@ -100,7 +97,7 @@ def prepare(
                 choice, benchmark, seeds=list(range(run.seeds)) * len(combinations),
                 settings=dict(zip(swept, columns)), **layout_options(run, devices),
             )  # fmt: skip
-        learner = _shapes(recipes.recipe(choice, benchmark)({}), benchmark)
+        learner = comparison.shapes(recipes.recipe(choice, benchmark)({}), benchmark)
         check_size(studies, learner, choice)
     processes.check_same(folder, {**settings, **layout_options(run, None)})
     with processes.agreement():
@@ -122,14 +119,7 @@ def _check_combinations(choice: Choice, benchmark, swept) -> None:
     make = recipes.recipe(choice, benchmark)
     for name, values in swept.items():
         for value in values:
-            _shapes(make({name: value}), benchmark)
-
-
-def _shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
-    """The shapes of one learner."""
-    x, tasks = benchmark.tasks[0].train.x, len(benchmark.tasks)
-    setup = setup._replace(sample=jax.ShapeDtypeStruct(x.shape[1:], x.dtype))
-    return jax.eval_shape(partial(train.start, setup, tasks=tasks), jax.random.key(0))
+            comparison.shapes(make({name: value}), benchmark)
 
 
 def _work(

@@ -20,6 +20,8 @@ from orbax.checkpoint import v1
 
 from jaxcl import checkpoint, data, recipes, study, train
 from jaxcl.methods import REGISTRY
+from jaxcl.study import digests, leaves
+from jaxcl.study.leaves import written_leaf
 from jaxcl.study.recipes import Options
 
 NAMES = [spec.name for spec in REGISTRY]
@@ -215,7 +217,7 @@ def trees():
 @pytest.mark.parametrize("by_host", [True, False])
 def test_any_tree(by_host, tmp_path, monkeypatch):
     if not by_host:
-        monkeypatch.setattr(checkpoint, "SMALL", -1)
+        monkeypatch.setattr(leaves, "SMALL", -1)
     for name, tree in trees().items():
         assert_same(round_trip(tmp_path / name, tree), tree)
         if all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)):
@@ -261,7 +263,7 @@ TYPES = """
 def test_any_type(by_host, shape, tmp_path, monkeypatch):
     """Random bits, so NaNs of all kinds; 64 bits in either mode of JAX."""
     if not by_host:
-        monkeypatch.setattr(checkpoint, "SMALL", -1)
+        monkeypatch.setattr(leaves, "SMALL", -1)
     host = {name: random_bits(name, shape) for name in TYPES.split()}
     with jax.enable_x64(True):
         arrays = jax.tree.map(jnp.asarray, host)
@@ -342,20 +344,20 @@ def test_digest_does_not_depend_on_the_layout(monkeypatch):
     mesh = jax.make_mesh((2, 2), ("a", "b"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
     for name in ("float32", "bfloat16", "int4", "complex64"):
         value = random_bits(name, (8, 4))
-        expected = checkpoint._written(("x",), value)[0]
-        monkeypatch.setattr(checkpoint, "SMALL", -1)
+        expected = written_leaf(("x",), value)[0]
+        monkeypatch.setattr(leaves, "SMALL", -1)
         for spec in (("a", "b"), (None, "b"), (("a", "b"),), ()):
             leaf = jax.device_put(value, NamedSharding(mesh, PartitionSpec(*spec)))
-            assert checkpoint._written(("x",), leaf)[0] == expected
-            assert "all-gather" not in checkpoint._encoded.lower(leaf).compile().as_text()
+            assert written_leaf(("x",), leaf)[0] == expected
+            assert "all-gather" not in digests.encoded.lower(leaf).compile().as_text()
         monkeypatch.undo()
-    block = checkpoint.BLOCK
+    block = digests.BLOCK
     long = np.arange(2 * block + 3, dtype=np.uint16)
-    found = [checkpoint._hex(sums) for sums in (host_sums(long), device_sums(long))]
+    found = [digests.digest(sums) for sums in (host_sums(long), device_sums(long))]
     assert found[0] == found[1]
 
 
-host_sums, device_sums = checkpoint._host_sums, jax.jit(checkpoint._device_sums)
+host_sums, device_sums = digests.host_sums, jax.jit(digests.device_sums)
 
 
 def test_digest_sees_what_sums_do_not():
@@ -367,7 +369,7 @@ def test_digest_sees_what_sums_do_not():
     shifted = np.roll(words, 1)
     odd = np.arange(64, dtype=np.uint32) * 2 + 1
     assert (odd * signs).sum(dtype=np.uint32) == (odd * words).sum(dtype=np.uint32)
-    found = {checkpoint._hex(host_sums(one)) for one in (words, signs, swapped, shifted)}
+    found = {digests.digest(host_sums(one)) for one in (words, signs, swapped, shifted)}
     assert len(found) == 4
 
 
@@ -415,7 +417,7 @@ def test_a_flipped_bit_is_refused_or_harmless(flippable):
 @pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
 def test_without_digests_flipped_bits_would_come_in(flippable, monkeypatch):
     """The broken twin: the digests are what refuses them."""
-    monkeypatch.setattr(checkpoint, "_check_bits", lambda *_: None)
+    monkeypatch.setattr(leaves, "check_bits", lambda *_: None)
     assert flips(*flippable, 12, "d/*")["wrong"] > 0
 
 
@@ -466,7 +468,7 @@ def test_sizes_are_compared_before_memory_is_taken(flippable, monkeypatch):
 def test_a_save_owns_what_it_writes(by_host, tmp_path, monkeypatch):
     """Orbax gets memory that nobody else can change, while it writes in the background."""
     if not by_host:
-        monkeypatch.setattr(checkpoint, "SMALL", -1)
+        monkeypatch.setattr(leaves, "SMALL", -1)
     given, save_async = [], v1.save_async
     monkeypatch.setattr(
         v1,
