@@ -71,7 +71,8 @@ class Inputs(NamedTuple):
         """The benchmark without its examples: all that a setup is made of."""
         nothing = Split(np.zeros((0, *self.shape), self.dtype), np.zeros(0, np.int32))
         tasks = tuple(Task(nothing, nothing, nothing, count) for count in self.classes)
-        return Benchmark(name, tasks, self.mean, self.std, self.shape, self.scale, self.permutation)
+        numbers = {"mean": self.mean, "std": self.std, "scale": self.scale}
+        return Benchmark(name, tasks, shape=self.shape, permutation=self.permutation, **numbers)
 
 
 def of(benchmark: Benchmark) -> Inputs:

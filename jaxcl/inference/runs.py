@@ -136,7 +136,7 @@ class Trained:
 
     @cached_property
     def record(self) -> PyTree:
-        """All that the checkpoint holds, in the host's memory; learners have a row for each seed."""
+        """All that the checkpoint holds, on the host; its learners have a row for each seed."""
         _, path = self.newest
         setup, room = self.setup()
         stored = checkpoint.shapes(path)
