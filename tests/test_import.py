@@ -8,7 +8,15 @@ import pytest
 
 HEAVY = {
     *("flax", "orbax", "chex", "rich", "tyro", "matplotlib", "sklearn", "pandas", "grain"),
-    *("tensorflow", "tensorflow_datasets", "torch", "PIL", "array_record", "importlib_resources"),
+    *(
+        "tensorflow",
+        "tensorflow_datasets",
+        "torch",
+        "PIL",
+        "array_record",
+        "importlib_resources",
+        "vl_convert",
+    ),
 }
 
 

@@ -1,12 +1,12 @@
 """The command `jaxcl`: from words to a job, and the job in a process that ends as it should.
 
-`jaxcl compare` trains several methods on one sequence of tasks, `jaxcl sweep` one method with many
-settings. What follows is in `compare` and `sweep`. Bad input ends in one sentence and exit code 2,
-before a file is written; so does what the machine refuses, such as a full disk. A result that is
-none ends with code 1, an interruption with 130.
+`options.COMMANDS` lists what it can do, and a module of each name does it. Bad input ends in one
+sentence and exit code 2, before a file is written; so does what the machine refuses, such as a full
+disk. A result that is none ends with code 1, an interruption with 130.
 """
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import logging
@@ -21,6 +21,7 @@ import jax
 
 import jaxcl
 from jaxcl.cli.streams import flush, standard_output
+from jaxcl.core.checks import install
 
 if TYPE_CHECKING:
     from jaxcl.cli.options import Run
@@ -70,6 +71,9 @@ def _run(args: list[str]) -> None:
         logging.getLogger("absl").setLevel(logging.ERROR)
         from jaxcl.cli import compare, options, processes, sweep
 
+        if args and args[0] in set(options.COMMANDS) - set(options.TRAINING):
+            importlib.import_module(f"jaxcl.cli.{args[0]}").run(args[1:])
+            return
         with standard_output():  # which may be asked to show the help
             command = options.parse(args)
         processes.check(command.run)
@@ -161,7 +165,7 @@ def _need(module: str) -> None:
     if importlib.util.find_spec(module) is None:
         raise ImportError(
             f"the command needs {module}, which comes with the extra 'experiments': "
-            f'pip install "jaxcl[experiments]"'
+            f"{install('experiments')}"
         )
 
 

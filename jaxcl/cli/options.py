@@ -5,13 +5,17 @@ import importlib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn, TypeVar
 
+from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import nearest
 from jaxcl.methods import REGISTRY, check_distinct, find
 from jaxcl.methods.spec import Spec, check_options, check_spec, option
+from jaxcl.report.text import listed
 from jaxcl.study import recipes
 from jaxcl.study.recipes import Choice, Options
+
+T = TypeVar("T")
 
 HELP = """Parameter-isolation continual learning in JAX.
 
@@ -20,7 +24,15 @@ options of the methods that are chosen: "jaxcl compare --benchmark split_mnist -
 Every option of training can be given to one method alone, as in "--NAME.learning-rate 0.02".
 "jaxcl --version" prints the version."""
 
-COMMANDS = ("compare", "sweep")
+# Each command with what it does. Those that do not train are modules of `cli` of that name, with
+# `run(words)`.
+COMMANDS = {
+    "compare": "Train several methods on one sequence of tasks, and show what each forgot.",
+    "sweep": "Train one method with every combination of settings, and pick the best.",
+    "plot": "Draw a run again, without training.",
+    "merge": "Join runs of the same settings into one, with more seeds or more methods.",
+}
+TRAINING = ("compare", "sweep")
 ALIASES = {"--split": "--devices-per-replica"}  # as earlier versions called them
 
 
@@ -131,19 +143,41 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         ValueError: for a command, a method or a module that does not exist.
     """
     args = [_renamed(word) for word in args]
-    for word in args:
-        if not word.replace("\t", " ").isprintable():
-            raise ValueError(f"{word!a} holds what cannot be printed.")
+    check_words(args)
     if args and not args[0].startswith("-") and args[0] not in COMMANDS:
         raise ValueError(
             f"there is no command {args[0]!r}{nearest(args[0], COMMANDS)}; the commands are "
-            f"{' and '.join(COMMANDS)}."
+            f"{listed(list(COMMANDS))}."
         )
+    if args[:1] not in ([name] for name in TRAINING):
+        _help(args)
     run = Run(benchmark=_value(args, "--benchmark") or Run.benchmark)
     shared = recipes.defaults(run.benchmark)
     if args[:1] == ["sweep"]:
         return _parse_sweep(args, run, shared)
     return _parse_compare(args, run, shared)
+
+
+def check_words(args: Sequence[str]) -> None:
+    """Raises ValueError for a word that cannot be shown."""
+    for word in args:
+        if not word.replace("\t", " ").isprintable():
+            raise ValueError(f"{word!a} holds what cannot be printed.")
+
+
+def parse_plainly(kind: type[T], name: str, args: Sequence[str]) -> T:
+    """What the words after a command's name say, for a command that trains nothing.
+
+    Args:
+        kind: the dataclass of its options, whose docstring is its help.
+        name: the command's.
+        args: the words.
+    """
+    import tyro
+
+    check_words(args)
+    with standard_output():
+        return tyro.cli(kind, prog=f"jaxcl {name}", args=args)
 
 
 def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
@@ -167,7 +201,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
             kind = _aliased(spec.options, aliased)
             fields.append((spec.name, kind, kind(**own)))
     kind = _dataclass("Compare", fields, Compare.__doc__)
-    words = _tyro(kind, kind(), "compare", args)
+    words = read_words(kind, kind(), "compare", args[1:])
     check_options(kind, {"warn_free": words.warn_free}, _option)
     choices = []
     for spec in specs:
@@ -197,7 +231,7 @@ def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
         fields.append((spec.name, kind, _grid_of(kind, spec.options())))
     kind = _dataclass("Sweep", fields, SWEEP_HELP)
     _check_effect(spec, args)
-    words = _tyro(kind, kind(), "sweep", args)
+    words = read_words(kind, kind(), "sweep", args[1:])
     assert spec is not None  # tyro asks for the method
     own = vars(getattr(words, spec.name)) if _names(spec.options) else {}
     values = {**vars(words.training), **own}
@@ -264,7 +298,11 @@ def _check_shared(run: Run, training: Options) -> None:
         raise ValueError("--hidden needs at least one width.")
     if max(training.hidden) > 1_000_000:
         raise ValueError(f"--hidden must be at most 1000000, got {max(training.hidden)}.")
-    name = run.name
+    check_name(run.name)
+
+
+def check_name(name: str | None) -> None:
+    """Raises ValueError for what can be no folder's name."""
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise ValueError(f"--name must be the name of a folder, without a path, got {name!r}.")
     if name is not None and len(name.encode()) > 255:
@@ -338,7 +376,7 @@ def _for_one_method(
 def _parse_training(start: Options, words: list[str], method: str) -> Options:
     if not words:
         return start
-    training = _tyro(Options, start, f"compare (for {method})", ["compare", *words])
+    training = read_words(Options, start, f"compare (for {method})", words)
     check_options(Options, vars(training), lambda field: f"--{method}.{field.replace('_', '-')}")
     return training
 
@@ -436,27 +474,28 @@ def _positional(kind: Any) -> Any:
     return tyro.conf.Positional[kind]
 
 
-def _tyro(kind: Any, default: Any, name: str, args: Sequence[str]) -> Any:
-    """Runs tyro; with no command it shows the help of all."""
+def read_words(kind: Any, default: Any, name: str, args: Sequence[str]) -> Any:
+    """What the words after the command's name say, as an instance of a dataclass."""
     import tyro
 
     registry = tyro.constructors.ConstructorRegistry()
     registry.primitive_rule(_names_and_tuples)
-    if not args or args[0].startswith("-"):
-        commands = {
-            "compare": Annotated[kind, tyro.conf.subcommand("compare", default=default)],
-            "sweep": Annotated[_Nothing, tyro.conf.subcommand("sweep", default=_Nothing())],
-        }
-        union: Any = typing.Union[*commands.values()]
-        return tyro.cli(union, prog="jaxcl", description=HELP, args=args, registry=registry)
     return tyro.cli(
-        kind, default=default, prog=f"jaxcl {name}", args=args[1:], registry=registry
+        kind, default=default, prog=f"jaxcl {name}", args=args, registry=registry
     )  # fmt: skip
 
 
-@dataclasses.dataclass(frozen=True)
-class _Nothing:
-    """Train one method with every combination of settings, and pick the best."""
+def _help(args: Sequence[str]) -> NoReturn:
+    """Shows what there is, or says that a command is missing; ends the process."""
+    import tyro
+
+    kinds = [
+        Annotated[_dataclass(name, [], words), tyro.conf.subcommand(name)]
+        for name, words in COMMANDS.items()
+    ]
+    union: Any = typing.Union[*kinds]
+    tyro.cli(union, prog="jaxcl", description=HELP, args=args)
+    raise AssertionError("without a command tyro ends the process")
 
 
 def _names_and_tuples(info):

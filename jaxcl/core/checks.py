@@ -81,7 +81,16 @@ def shorten(names: Sequence[str], most: int = 12) -> str:
     return ", ".join(repr(name) for name in names[:most]) + rest
 
 
-def load_extra(module: str, remedy: str = 'pip install "jaxcl[experiments]"') -> ModuleType:
+def install(extra: str) -> str:
+    """The command that installs an extra, in words for an error message.
+
+    >>> print(install("report"))
+    pip install "jaxcl[report]", or in a clone of jaxcl pip install ".[report]"
+    """
+    return f'pip install "jaxcl[{extra}]", or in a clone of jaxcl pip install ".[{extra}]"'
+
+
+def load_extra(module: str, remedy: str = install("experiments")) -> ModuleType:
     """A module of a package that is optional; ImportError with the remedy if it is not there."""
     try:
         return importlib.import_module(module)

@@ -1,20 +1,34 @@
-"""Tables, one sentence and plots of a study, all computed from one JSON-like dict, the results.
+"""Tables, one sentence and plots of a study, all computed from one `Results`.
 
 It imports the rooms before it (`core` to `study`); `inference` and `cli` may import it.
 """
 
-from jaxcl.report.results import Row, summary
+from jaxcl.report.export import records, to_csv, to_latex, to_pandas
+from jaxcl.report.paired import Pair, pairs
+from jaxcl.report.reading import read
+from jaxcl.report.results import MethodResults, Results, Row, Shown, summary
 from jaxcl.report.tables import markdown, table, usage
 from jaxcl.report.wording import sentence
-from jaxcl.report.write import plots, write
+from jaxcl.report.write import draw, plots, write
 
 __all__ = [
+    "MethodResults",
+    "Pair",
+    "Results",
     "Row",
+    "Shown",
+    "draw",
     "markdown",
+    "pairs",
     "plots",
+    "read",
+    "records",
     "sentence",
     "summary",
     "table",
+    "to_csv",
+    "to_latex",
+    "to_pandas",
     "usage",
     "write",
 ]

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -10,6 +10,15 @@ from jaxcl.methods import REGISTRY
 from jaxcl.methods.spec import Spec
 from jaxcl.report import metrics
 from jaxcl.report.metrics import Interval
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+    from rich.table import Table
+
+    from jaxcl.report.paired import Pair
 
 AT_CHANCE = 0.1  # of the way from chance to perfect, below which a method has learned nothing
 
@@ -61,6 +70,8 @@ class Results(NamedTuple):
         settings: all settings of the run.
         methods: by name.
         chance: mean accuracy of guessing; None if it is not known.
+
+    In a notebook it shows itself as the sentence and the table.
     """
 
     benchmark: str
@@ -69,6 +80,66 @@ class Results(NamedTuple):
     settings: Mapping[str, Any]
     methods: Mapping[str, MethodResults]
     chance: float | None = None
+
+    @staticmethod
+    def load(path: "str | Path") -> "Results":
+        """The results in a run's folder, or in a `results.json`; see `report.read`."""
+        from jaxcl.report.reading import read
+
+        return read(path)
+
+    def save(self, folder: "str | Path") -> "list[Path]":
+        """Writes `results.json`, tables and plots into a folder; see `report.write`."""
+        from jaxcl.report.write import write
+
+        return write(self, folder)
+
+    def sentence(self) -> str:
+        """What was found, in words; see `report.sentence`."""
+        from jaxcl.report.wording import sentence
+
+        return sentence(self)
+
+    def table(self) -> "Table":
+        """The table as rich shows it in a terminal; see `report.table`."""
+        from jaxcl.report.tables import table
+
+        return table(self)
+
+    def plots(self) -> "dict[str, Figure]":
+        """The plots as matplotlib's figures, by name; see `report.draw`."""
+        from jaxcl.report.write import draw
+
+        return draw(self)
+
+    def pairs(self, measure: str = "accuracy") -> "list[Pair]":
+        """Each two methods compared over the same seeds; see `report.pairs`."""
+        from jaxcl.report.paired import pairs
+
+        return pairs(self, measure)
+
+    def to_pandas(self, what: str = "table") -> "DataFrame":
+        """A data frame; see `report.records` for what there is."""
+        from jaxcl.report.export import to_pandas
+
+        return to_pandas(self, what)
+
+    def to_csv(self, what: str = "table") -> str:
+        """Text in CSV; see `report.records` for what there is."""
+        from jaxcl.report.export import to_csv
+
+        return to_csv(self, what)
+
+    def to_latex(self) -> str:
+        """The table in LaTeX, for the package booktabs; see `report.to_latex`."""
+        from jaxcl.report.export import to_latex
+
+        return to_latex(self)
+
+    def _repr_html_(self) -> str:
+        from jaxcl.report.html import summary_html
+
+        return summary_html(self)
 
 
 class Row(NamedTuple):
@@ -84,7 +155,7 @@ class Row(NamedTuple):
         capacity: share used after the last task; None for a method without one.
         seconds: time spent.
         diverged: number of seeds whose training diverged; the intervals leave them out.
-        keeps_all: no seed forgets anything, exactly.
+        keeps_all: in no seed does any task's accuracy ever change once it is trained.
         at_chance: what it ends at is no better than guessing.
         shown: how the method appears.
     """
@@ -123,43 +194,9 @@ def as_results(results: Results | Mapping[str, Any]) -> Results:
     """
     if isinstance(results, Results):
         return results
-    if not results["methods"]:
-        raise ValueError("results must hold at least one method.")
-    seeds, tasks = len(results["seeds"]), results["tasks"]
-    methods = {
-        name: _read(name, method, seeds, tasks) for name, method in results["methods"].items()
-    }
-    return Results(
-        results["benchmark"], tasks, list(results["seeds"]), results["settings"], methods,
-        results.get("chance"),
-    )  # fmt: skip
+    from jaxcl.report.reading import from_json  # which needs the types above
 
-
-def _read(name: str, method: Mapping[str, Any], seeds: int, tasks: int) -> MethodResults:
-    def array(key, values, *shapes):
-        values = np.asarray(values, dtype=np.float64)
-        if values.shape not in shapes:
-            raise ValueError(
-                f"methods/{name}/{key} must have shape {shapes[0]} for {seeds} seeds and {tasks} "
-                f"tasks, but has {values.shape}."
-            )
-        return values
-
-    each, square = (seeds, tasks), (seeds, tasks, tasks)
-    given = dict(method.get("measures") or {})
-    if method.get("capacity") is not None:
-        given["capacity"] = method["capacity"]
-    measures = {key: array(key, values, each, square) for key, values in given.items()}
-    return MethodResults(
-        array("accuracy", method["accuracy"], square),
-        measures,
-        int(method["parameters"]),
-        int(method["extra_bytes"]),
-        float(method["seconds"]),
-        int(method["compilations"]),
-        [tuple(at) if at else None for at in method.get("diverged") or [None] * seeds],
-        Shown(**method["shown"]) if "shown" in method else shown_of(name),
-    )
+    return from_json(results)
 
 
 def summary(results: Results | Mapping[str, Any]) -> list[Row]:
@@ -199,10 +236,16 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
         capacity=None if capacity is None else interval(capacity[kept][:, -1]),
         seconds=method.seconds,
         diverged=sum(at is not None for at in method.diverged),
-        keeps_all=in_order and bool(np.all(forgetting == 0)),
+        keeps_all=in_order and _keeps_all(accuracy),
         at_chance=worst is not None and bool(ends.mean <= worst),
         shown=method.shown,
     )
+
+
+def _keeps_all(accuracy: np.ndarray) -> bool:
+    """Whether each column of [seeds, tasks, tasks] is constant from the diagonal down, exactly."""
+    own = np.diagonal(accuracy, axis1=1, axis2=2)[:, None]
+    return bool(np.all((accuracy == own)[:, np.tri(accuracy.shape[-1], dtype=bool)]))
 
 
 def interval(values: np.ndarray) -> Interval:

@@ -32,6 +32,27 @@ def plus_minus(interval: Interval | None, digits: int = 1) -> str:
     return f"{mean} ± {half_width}" if np.isfinite(interval.half_width) else mean
 
 
+def signed(interval: Interval) -> str:
+    """A difference of fractions in percentage points, with its sign.
+
+    >>> signed(Interval(0.7, 0.166)), signed(Interval(-0.02, float("nan"))), signed(Interval(0, 0))
+    ('+70.0 ± 16.6', '-2.0', '0.0 ± 0.0')
+    """
+    said = plus_minus(interval)
+    return f"+{said}" if round(interval.mean, 3) > 0 else said
+
+
+def p_value(p: float) -> str:
+    """A probability; "-" for one that is not known.
+
+    >>> p_value(0.03456), p_value(1e-9), p_value(float("nan"))
+    ('0.035', '< 0.001', '-')
+    """
+    if np.isnan(p):
+        return "-"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def size(count: int) -> str:
     """A number of bytes.
 

@@ -1,4 +1,4 @@
-"""What a study shows, said in one sentence."""
+"""What a study shows, said in a sentence, and what its tests say in another one."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
+from jaxcl.report.paired import pairs
 from jaxcl.report.results import Results, Row, as_results, summary
 from jaxcl.report.text import listed, percent
 
 
 def sentence(results: Results | Mapping[str, Any]) -> str:
-    """What the table shows, said in one sentence from its numbers."""
+    """What the table shows, in a sentence; and a second one where seeds allow a test."""
     results = as_results(results)
     rows = summary(results)
     failed = [row for row in rows if not _finite(row)]
@@ -50,17 +51,18 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
     where += [] if several else ["with one task and so nothing to forget"]
     text = ", ".join([*where, "; ".join(parts)]) + "."
     ours = ["on one", "with one", *(r.shown.words for r in rows if r.shown.words != r.shown.label)]
-    return text[0].upper() + text[1:] if text.startswith(tuple(ours)) else text
+    text = text[0].upper() + text[1:] if text.startswith(tuple(ours)) else text
+    return text + _tested(results, sound)
 
 
 def _clause(group: list[Row], upper: Row | None, several: bool, first: bool) -> str:
     """What one or more methods forget, and where they end."""
     s, text = "" if len(group) > 1 else "s", _names(group)
     if several:
-        points = [percent(row.forgetting.mean) for row in group if row.forgetting]
-        nothing = not first and all(row.keeps_all for row in group)
-        amount = "nothing" if nothing else listed(points)
-        text += f" forget{s} {amount}" + (" points on average" if first else "")
+        points = [_points(row.forgetting.mean) for row in group if row.forgetting]
+        average = " points on average" if first else ""
+        nothing = all(row.keeps_all for row in group)
+        text += f" forget{s} {'nothing' if nothing else listed(points) + average}"
         text += " (below zero: old tasks improved)" if any("-" in p for p in points) else ""
         text += " and"
     at = upper.accuracy.mean if upper else math.inf
@@ -70,6 +72,33 @@ def _clause(group: list[Row], upper: Row | None, several: bool, first: bool) -> 
         return text + f" end{s} within {gap:.1f} points of {upper.shown.words} ({at}%)"
     numbers = listed([percent(row.accuracy.mean) for row in group])
     return text + f" end{s} at {numbers}%" + (" accuracy" if first else "")
+
+
+def _points(forgetting: float) -> str:
+    """Percentage points, in which only nothing is 0.0."""
+    said = percent(forgetting)
+    return "under 0.1" if said == "0.0" and forgetting > 0 else said
+
+
+def _tested(results: Results, rows: list[Row]) -> str:
+    """From which methods the most accurate one differs by more than chance."""
+    compared = [row for row in rows if row.shown.role != "upper"]
+    if len(compared) < 2 or len(results.seeds) < 2:
+        return ""
+    top = max(compared, key=lambda row: row.accuracy.mean)
+    others = [row for row in compared if row is not top]
+    found = {frozenset(pair[:2]): pair for pair in pairs(results)}
+    close = [row for row in others if not found[frozenset((top.method, row.method))].significant]
+    told = [row for row in others if row not in close]
+    if not told:
+        s = "no other method differs" if len(others) > 1 else f"{_names(others)} does not differ"
+        words = f"{s} significantly in accuracy from {top.shown.words}"
+    else:
+        words = f"{top.shown.words} is significantly more accurate than "
+        words += "all others" if len(told) == len(others) > 1 else _names(told)
+        words += f", but not than {_names(close)}" if close else ""
+    test = "paired t-tests with Holm's correction" if len(found) > 1 else "a paired t-test"
+    return f" By {test}, {words}."
 
 
 def _names(rows: list[Row]) -> str:

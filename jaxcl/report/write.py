@@ -3,17 +3,20 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxcl.core.checks import load_extra
-from jaxcl.report import text
+from jaxcl.report import paired, text
 from jaxcl.report.results import Results, as_results, counting, to_json
 from jaxcl.report.tables import markdown, usage
 from jaxcl.report.wording import sentence
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
-def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Draws the study: each plot as SVG and as PNG, the same bytes for the same results.
+
+def draw(results: Results | Mapping[str, Any]) -> "dict[str, Figure]":
+    """Draws the study, as figures by name.
 
     Seeds that diverged are left out, as in the table. `accuracy` shows each task as the sequence
     goes on, `matrix` the accuracy matrices, and `capacity` what is used after each task, if some
@@ -21,10 +24,6 @@ def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
 
     Args:
         results: the results of a study, or what `results.json` holds.
-        folder: where the files go; it is made if need be.
-
-    Returns:
-        The paths written.
 
     Raises:
         ImportError: if matplotlib is not installed.
@@ -46,6 +45,25 @@ def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
     }
     if any(values is not None for values in used.values()):
         drawn["capacity"] = figures.capacity(used, shown)
+    return drawn
+
+
+def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path]:
+    """Draws the study: each plot as SVG and as PNG, the same bytes for the same results.
+
+    Args:
+        results: the results of a study, or what `results.json` holds.
+        folder: where the files go; it is made if need be.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        ImportError: if matplotlib is not installed.
+    """
+    drawn = draw(results)
+    from jaxcl.report import figures
+
     paths = [figures.save(figure, folder, name) for name, figure in drawn.items()]
     return [path for both in paths for path in both]
 
@@ -65,7 +83,8 @@ def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
     folder, results = Path(folder), as_results(results)
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {text.escaped(results.benchmark)}"
-    parts = [title, text.escaped(sentence(results)), markdown(results), usage(results)]
+    parts = [title, text.escaped(sentence(results)), markdown(results)]
+    parts += [paired.markdown(results), usage(results)]
     page = "\n\n".join(part.strip() for part in parts if part) + "\n"
     files = {"results.json": json.dumps(to_json(results), indent=1) + "\n", "table.md": page}
     paths = [text.write_whole(folder / name, content) for name, content in files.items()]

@@ -1,0 +1,88 @@
+"""The folder of a run, read back: what it was, how far it is, what came out."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxcl.core.checks import nearest
+from jaxcl.report.reading import read
+from jaxcl.report.results import Results
+
+
+class Run(NamedTuple):
+    """A run of `compare`, finished or not.
+
+    Attributes:
+        name: of its folder.
+        command: the words that began it.
+        settings: all that decides on its results.
+        versions: of jaxcl, jax and Python.
+        devices: what it ran on.
+        results: None while it is not finished.
+        done: for each method, the number of tasks that have a checkpoint.
+    """
+
+    name: str
+    command: str
+    settings: dict[str, Any]
+    versions: dict[str, Any]
+    devices: list[str]
+    results: Results | None
+    done: dict[str, int]
+
+
+def open_run(folder: str | Path) -> Run:
+    """A run from its folder, whether it is finished or not.
+
+    Raises:
+        ValueError: if the folder holds no run of `compare`, or a file in it is damaged.
+    """
+    folder = Path(folder)
+    about = record(folder)
+    settings = about["settings"]
+    if "methods" not in settings:
+        raise ValueError(f"{folder} holds a sweep; only comparisons can be read.")
+    results = read(folder) if (folder / "results.json").exists() else None
+    return Run(
+        folder.resolve().name,
+        str(about.get("command", "")),
+        settings,
+        about["versions"] if isinstance(about.get("versions"), dict) else {},
+        [str(device) for device in about.get("devices") or []],
+        results,
+        {name: _done(folder / "checkpoints" / name) for name in map(str, settings["methods"])},
+    )
+
+
+def record(folder: Path) -> dict[str, Any]:
+    """What `settings.json` of a run holds.
+
+    Raises:
+        ValueError: if there is none, or it is not one of jaxcl's.
+    """
+    file = folder / "settings.json"
+    if not folder.is_dir():
+        raise ValueError(f"there is no folder {folder}{_near(folder)}.")
+    if not file.is_file():
+        raise ValueError(f"{folder} holds no run of jaxcl: there is no settings.json.")
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} cannot be read: {error}") from None
+    settings = found.get("settings") if isinstance(found, dict) else None
+    if not isinstance(settings, dict) or not isinstance(settings.get("methods", []), list):
+        raise ValueError(f"{file} holds no settings of a run of jaxcl.")
+    return found
+
+
+def _done(folder: Path) -> int:
+    found = [re.fullmatch(r"task_(\d+)", path.name) for path in folder.glob("task_*")]
+    return max((int(match[1]) for match in found if match), default=0)
+
+
+def _near(folder: Path) -> str:
+    """The folders beside one that does not exist whose names resemble it."""
+    parent = folder.parent
+    names = [path.name for path in parent.iterdir() if path.is_dir()] if parent.is_dir() else []
+    return nearest(folder.name, names)
