@@ -23,11 +23,13 @@ from jaxcl.inference import saved
 from jaxcl.inference.inputs import Inputs
 from jaxcl.inference.predictor import Predictor, predictor
 from jaxcl.methods import REGISTRY, Spec
-from jaxcl.report.results import Results, as_results
+from jaxcl.report.reading import read
+from jaxcl.report.results import Results
+from jaxcl.report.runs import record
 from jaxcl.study import checkpoint, recipes
 from jaxcl.study.recipes import Choice, Options
 
-MOST_BYTES = 1 << 28  # of a file of text, beyond which it is none of ours
+FORGOTTEN = "forgotten.json"
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,7 @@ class Run:
     @cached_property
     def results(self) -> Results | None:
         """What came out of it, as arrays; None while it is not finished."""
-        path = self.folder / "results.json"
-        if not path.is_file():
-            return None
-        content = read_json(path)
-        try:
-            return as_results(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"{path} does not hold the results of a comparison: {error}."
-            ) from error
+        return read(self.folder) if (self.folder / "results.json").exists() else None
 
     def __getitem__(self, method: str) -> "Trained":
         if method not in self.specs:
@@ -120,7 +113,7 @@ class Trained:
     @property
     def accuracy(self) -> np.ndarray:
         """Accuracy on task k after task t, [seeds, tasks, tasks]; nan where it is not measured."""
-        return np.asarray(self.record["accuracy"], np.float64)
+        return np.asarray(self.content["accuracy"], np.float64)
 
     def choice(self) -> Choice:
         """The method with its options."""
@@ -135,7 +128,7 @@ class Trained:
         return recipes.recipe(choice, few, tasks=room)({}), room
 
     @cached_property
-    def record(self) -> PyTree:
+    def content(self) -> PyTree:
         """All that the checkpoint holds, on the host; its learners have a row for each seed."""
         _, path = self.newest
         setup, room = self.setup()
@@ -161,7 +154,7 @@ class Trained:
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
         if not whole or not 0 <= seed < seeds:
             raise ValueError(f"seed must be a whole number from 0 to {seeds - 1}, got {seed!r}.")
-        return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[seed]), self.record["learners"])
+        return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[seed]), self.content["learners"])
 
     @cached_property
     def _first(self) -> Predictor:
@@ -201,34 +194,15 @@ def load(
     folder = Path(path).expanduser()
     if saved.is_saved(folder):
         return saved.restore(folder, builder)
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder.")
-    if not (folder / "settings.json").is_file():
-        raise ValueError(f"{folder} holds no run of jaxcl: it has no settings.json.")
-    content = read_json(folder / "settings.json")
-    settings = content.get("settings") if isinstance(content, dict) else None
+    settings = record(folder)["settings"]
     try:
         return _run(folder, settings, {spec.name: spec for spec in methods})
     except (TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{folder / 'settings.json'}: {error}") from error
 
 
-def read_json(path: Path) -> Any:
-    """The content of a file of JSON, which is not larger than one of ours can be.
-
-    Raises:
-        ValueError: naming the file, if it cannot be read.
-    """
-    try:
-        if path.stat().st_size > MOST_BYTES:
-            raise ValueError(f"{path} has more than {MOST_BYTES:,} bytes; it is not jaxcl's.")
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} cannot be read: {error}.") from error
-
-
 def _run(folder: Path, settings: Any, given: Mapping[str, Spec]) -> Run:
-    if not isinstance(settings, dict) or not {"benchmark", "tasks", "seeds"} <= settings.keys():
+    if not {"benchmark", "tasks", "seeds"} <= settings.keys():
         raise ValueError("it does not hold the settings of a run.")
     if "inputs" not in settings:
         raise ValueError("it is of an earlier version of jaxcl, whose networks cannot be opened.")
@@ -250,11 +224,18 @@ def _run(folder: Path, settings: Any, given: Mapping[str, Spec]) -> Run:
     inputs = of_inputs.read(settings["inputs"])
     if len(inputs.classes) != settings["tasks"]:
         raise ValueError(f"{len(inputs.classes)} tasks have classes, not {settings['tasks']}.")
-    path = folder / "forgotten.json"
-    forgotten = {}
-    for name, tasks in (read_json(path) if path.is_file() else {}).items():
-        forgotten[name] = tuple(int(task) for task in tasks)
-    return Run(folder, settings, specs, inputs, forgotten)
+    return Run(folder, settings, specs, inputs, _forgotten(folder / FORGOTTEN))
+
+
+def _forgotten(path: Path) -> dict[str, tuple[int, ...]]:
+    """By method, the tasks that `jaxcl forget` took out."""
+    if not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: tuple(int(task) for task in tasks) for name, tasks in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
 def _own(name: str, given: Mapping[str, Spec], settings: Mapping[str, Any]) -> dict[str, Spec]:
