@@ -77,7 +77,7 @@ def prepare(
         if processes.is_main():
             write_settings(folder, settings, command, devices)
             for one in runs.values():
-                comparison.put_aside(one)
+                comparison.make_room(one)
     said = notes(benchmark, options)
     return partial(_work, runs, benchmark, settings, command.warn_free, folder, [cache, *said])
 

@@ -1,7 +1,7 @@
 """The course of a study, as an iterator of events: after every epoch, or part of one, and task."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -16,6 +16,22 @@ from jaxcl.train.stopping import watches
 from jaxcl.train.types import Data, Learner, Metrics, Setup
 
 
+class Cursor(NamedTuple):
+    """Where a study stands, and so where `run` goes on; all integers.
+
+    Attributes:
+        task: the task that runs, or is the next, counted from 0.
+        phase: the index of its running phase.
+        epoch: epochs of the phase that are done; all that are planned once it is over.
+        step: steps of the running epoch that are done.
+    """
+
+    task: int = 0
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+
+
 class StepsEnd(NamedTuple):
     """After a part of an epoch.
 
@@ -25,7 +41,9 @@ class StepsEnd(NamedTuple):
         epoch: epochs of the task that are done.
         step: steps of the running epoch that are done.
         steps: steps of an epoch.
-        learners: the study's whole state, with a leading [padded] axis, valid until the next event.
+        learners: the study's whole state, with a leading [padded] axis; give it back to `run`,
+            with the cursor, to go on. It is valid until the next event.
+        cursor: where to go on.
     """
 
     task: int
@@ -34,6 +52,7 @@ class StepsEnd(NamedTuple):
     step: int
     steps: int
     learners: Learner
+    cursor: Cursor
 
 
 class EpochEnd(NamedTuple):
@@ -41,12 +60,18 @@ class EpochEnd(NamedTuple):
 
     Attributes:
         task: the task, counted from 0.
-        epoch: epochs of the task that are done.
+        epoch: epochs of the task that are done; those count too that early stopping left out.
         epochs: those that are planned.
         metrics: the means of the training, [replicas].
         finite: bool [replicas], False once a replica's training has diverged.
         phase: the phase's name.
         learners: as in StepsEnd.
+        cursor: likewise.
+        running: bool [replicas], False for a replica that had stopped before this epoch, whose
+            metrics are of one that is thrown away.
+        steps: steps of the epoch.
+        validation: the loss, or the accuracy, by which the epoch is judged on the validation
+            examples, [replicas]; None if it is not.
     """
 
     task: int
@@ -56,6 +81,10 @@ class EpochEnd(NamedTuple):
     finite: np.ndarray
     phase: str
     learners: Learner
+    cursor: Cursor
+    running: np.ndarray
+    steps: int
+    validation: np.ndarray | None
 
 
 class TaskEnd(NamedTuple):
@@ -68,8 +97,8 @@ class TaskEnd(NamedTuple):
         loss: likewise.
         measures: the method's own, by name, [replicas, ...].
         finite: bool [replicas], False once a replica's training has diverged.
-        learners: the study's whole state, with a leading [padded] axis; give it back to `run` to
-            go on. It is valid until the next event.
+        learners: as in StepsEnd.
+        cursor: likewise.
     """
 
     task: int
@@ -78,6 +107,7 @@ class TaskEnd(NamedTuple):
     measures: Mapping[str, np.ndarray]
     finite: np.ndarray
     learners: Learner
+    cursor: Cursor
 
     @property
     def capacity(self) -> np.ndarray | None:
@@ -91,10 +121,10 @@ Event = StepsEnd | EpochEnd | TaskEnd
 def run(
     study: Study | Sequence[Study],
     learners: Any = None,
-    first: int = 0,
+    first: int | Cursor = 0,
     *,
     evaluate_on: Literal["val", "test"] = "test",
-    steps_at_once: int | None = None,
+    steps_at_once: int | Callable[[], int | None] | None = None,
 ) -> Iterator[Event]:
     """Trains every replica on every task in turn.
 
@@ -103,11 +133,11 @@ def run(
             are, several: the same replicas, each on the first tasks of one benchmark, and on more
             of them than the one before. One program with room for all tasks would compute with all
             of it from the first task on, and one a task would be compiled every time.
-        learners: the state after task `first - 1`, to go on from; None to start afresh.
-        first: the task to begin with.
+        learners: the state of an event, to go on from; None to start afresh.
+        first: the task to begin with, or that event's cursor.
         evaluate_on: the examples on which every task is evaluated.
-        steps_at_once: the most steps between two events; None for whole epochs. It changes neither
-            the programs nor the results.
+        steps_at_once: the most steps between two events, or a function that is asked for it before
+            each part; None for whole epochs. It changes neither the programs nor the results.
 
     Yields:
         `EpochEnd` after every epoch, `StepsEnd` after every further part of one, and `TaskEnd`
@@ -118,19 +148,21 @@ def run(
     """
     studies = [study] if isinstance(study, Study) else study
     tasks = [len(one.benchmark.tasks) for one in studies]
+    start = first if isinstance(first, Cursor) else Cursor(first)
+    at_once = steps_at_once if callable(steps_at_once) else lambda: steps_at_once
     for i, one in enumerate(studies):
-        if first >= tasks[i]:
+        if start.task >= tasks[i]:
             continue
-        if learners is not None and i and first == tasks[i - 1]:
+        if learners is not None and i and start == Cursor(tasks[i - 1]):
             fixed = (replicas.place(one.settings, one.layout),)
             learners = one.programs["grow"](learners, fixed)
-        events = _run(one, learners, first, evaluate_on, steps_at_once)
+        events = _run(one, learners, start, evaluate_on, at_once)
         while event := _next(events, one):
             if isinstance(event, TaskEnd):
                 learners = event.learners
                 event = _widened(event, tasks[-1] - tasks[i])
             yield event
-        first = tasks[i]
+        start = Cursor(tasks[i])
 
 
 def _widened(event: TaskEnd, missing: int) -> TaskEnd:
@@ -148,50 +180,69 @@ class _Run(NamedTuple):
     study: Study
     setup: Setup
     settings: Any
-    steps_at_once: int | None
+    steps_at_once: Callable[[], int | None]
+
+
+class _Feed(NamedTuple):
+    """What a task is trained on."""
+
+    data: Data
+    features: Any
+    validation: Data | None
 
 
 def _run(
-    study: Study, learners: Any, first: int, evaluate_on: str, steps_at_once: int | None
+    study: Study,
+    learners: Any,
+    start: Cursor,
+    evaluate_on: str,
+    at_once: Callable[[], int | None],
 ) -> Iterator[Event]:
     """`run` of one study."""
     benchmark, layout, programs = study.benchmark, study.layout, study.programs
     settings = replicas.place(study.settings, layout)
-    setup = study.recipe({name: value[0] for name, value in study.settings.items()})
+    setup = study.setup
     held_out = stack([getattr(task, evaluate_on) for task in benchmark.tasks])
     held_out = replicas.replicate(held_out, layout)
     examples = examples_by_task(setup, benchmark)
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, layout), (settings,))
-    this = _Run(study, setup, settings, steps_at_once)
-    for task in range(first, len(benchmark.tasks)):
+    this = _Run(study, setup, settings, at_once)
+    for task in range(start.task, len(benchmark.tasks)):
         data, validation = replicas.replicate(examples(task), layout)
-        learners = yield from _train(this, learners, task, data, validation)
+        cursor = start if task == start.task else Cursor(task)
+        learners = yield from _train(this, learners, cursor, data, validation)
         results = programs["evaluate"](learners, (settings,), held_out)
         metrics, measures, finite = replicas.fetch(results, layout)
         exists = np.arange(len(benchmark.tasks)) <= (task if setup.method.isolates else np.inf)
         accuracy, loss = (np.where(exists, v, np.nan) for v in (metrics.accuracy, metrics.loss))
-        yield TaskEnd(task, accuracy, loss, measures, finite, learners)
+        yield TaskEnd(task, accuracy, loss, measures, finite, learners, Cursor(task + 1))
 
 
-def _train(this: _Run, learners, task: int, data: Data, validation) -> Iterator[Event]:
-    """One task's phases; returns the learners."""
-    study, programs, fixed = this.study, this.study.programs, (this.settings,)
+def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Iterator[Event]:
+    """One task's phases, from a cursor on; returns the learners."""
+    study, programs, fixed, task = this.study, this.study.programs, (this.settings,), start.task
     number, examples = jnp.int32(task), _boundary_examples(this.setup, data)
-    learners, _ = programs["begin_task"](learners, fixed, number)
+    resumed = start != Cursor(task)
+    if not resumed:
+        learners, _ = programs["begin_task"](learners, fixed, number)
     features = None
     if features_fit(study, this.setup, learners, data):
         features = programs["frozen_features"](learners, fixed, data, number)
+    feed = _Feed(data, features, validation)
     last_open = max(i for i, phase in enumerate(study.phases) if not phase.closed)
-    epoch, closed_began = 0, False
-    for i, phase in enumerate(study.phases):
+    cursor, closed_began = start, False
+    for i, phase in enumerate(study.phases[start.phase :], start.phase):
         begun = closed_began if phase.closed else i == 0 and phase.begin is None
+        if i > start.phase:
+            cursor = Cursor(task, i)
+        elif resumed:
+            begun = True
         if not begun:
             begin = programs[f"begin_phase_{i}"]
             learners, _ = begin(learners, fixed, number, examples, validation)
         closed_began = False
-        args = i, epoch, data, features, validation
-        learners, epoch = yield from _train_phase(this, learners, task, *args)
+        learners = yield from _train_phase(this, learners, cursor, feed)
         if i == last_open:
             learners, _ = programs["end"](learners, fixed, number, examples, validation)
             closed_began = True
@@ -200,40 +251,60 @@ def _train(this: _Run, learners, task: int, data: Data, validation) -> Iterator[
     return learners
 
 
-def _train_phase(
-    this: _Run, learners, task: int, index: int, epoch: int, data: Data, features, validation
-) -> Iterator[Event]:
-    """The epochs of a phase; returns the learners and the number of the task's epochs so far."""
-    study, phase, number = this.study, this.study.phases[index], jnp.int32(task)
-    per_epoch = math.ceil(int(data.count) / this.setup.batch)
-    planned, left = _length(study, task, index, per_epoch)
-    watched, all_planned = watches(this.setup), sum(_lengths(study, task, per_epoch))
-    for number_in_phase in range(planned):
-        last = min(per_epoch, left - number_in_phase * per_epoch)
-        done = jnp.float32(
-            [number_in_phase * per_epoch / left, (number_in_phase * per_epoch + last) / left]
-        )
-        for begin in range(0, last, this.steps_at_once or last):
-            end = min(last, begin + (this.steps_at_once or last))
-            state = learners.state
-            learners, (metrics, finite) = study.programs[f"epoch_{index}"](
-                learners._replace(state=()), (this.settings, state, features),
-                data, number, jnp.int32(epoch), jnp.int32(begin), jnp.int32(end), done,
-            )  # fmt: skip
-            learners = learners._replace(state=state)
-            if end < last:
-                yield StepsEnd(task, phase.name, epoch, end, per_epoch, learners)
-        stopped = None
-        if watched:
-            learners, stopped = study.programs["end_epoch"](
-                learners, (this.settings,), number, validation
+def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[Event]:
+    """The epochs of a phase, from a cursor on; returns the learners."""
+    study, index, task, number = this.study, cursor.phase, cursor.task, jnp.int32(cursor.task)
+    steps = _steps(this.setup, feed.data)
+    lengths = _lengths(study, task, steps)
+    before, planned = sum(lengths[:index]), lengths[index]
+    stopped, validation = replicas.fetch(learners.stopping.stopped, study.layout), None
+    while cursor.epoch < planned:
+        epoch = before + cursor.epoch
+        training = _train_epoch(this, learners, cursor, feed, epoch)
+        learners, (metrics, finite) = yield from training
+        running, epoch = ~stopped, epoch + 1
+        if watches(this.setup):
+            learners, judged = study.programs["end_epoch"](
+                learners, (this.settings,), number, feed.validation
             )
-        epoch += 1
+            stopped, validation = replicas.fetch(judged, study.layout)
         metrics, finite = replicas.fetch((metrics, finite), study.layout)
-        yield EpochEnd(task, epoch, all_planned, metrics, finite, phase.name, learners)
-        if this.setup.patience is not None and replicas.fetch(stopped, study.layout).all():
-            break
-    return learners, epoch
+        over = this.setup.patience is not None and stopped.all()
+        cursor = Cursor(task, index, planned if over else cursor.epoch + 1)
+        yield EpochEnd(
+            task, epoch, sum(lengths), metrics, finite, study.phases[index].name,
+            learners, cursor, running, steps, validation,
+        )  # fmt: skip
+    return learners
+
+
+def _train_epoch(
+    this: _Run, learners, cursor: Cursor, feed: _Feed, epoch: int
+) -> Iterator[StepsEnd]:
+    """The steps of a task's epoch, from a cursor on; returns the learners and the metrics."""
+    study, index, per_epoch = this.study, cursor.phase, _steps(this.setup, feed.data)
+    _, left = _length(study, cursor.task, index, per_epoch)
+    before = cursor.epoch * per_epoch
+    last = min(per_epoch, left - before)
+    done = jnp.float32([before / left, (before + last) / left])
+    numbers = jnp.int32(cursor.task), jnp.int32(epoch)
+    while True:
+        end = min(last, cursor.step + (this.steps_at_once() or last))
+        state = learners.state
+        learners, results = study.programs[f"epoch_{index}"](
+            learners._replace(state=()), (this.settings, state, feed.features),
+            feed.data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
+        )  # fmt: skip
+        learners, cursor = learners._replace(state=state), cursor._replace(step=end)
+        if end == last:
+            return learners, results
+        name = study.phases[index].name
+        yield StepsEnd(cursor.task, name, epoch, end, per_epoch, learners, cursor)
+
+
+def _steps(setup: Setup, data: Data) -> int:
+    """Steps of an epoch."""
+    return math.ceil(int(data.count) / setup.batch)
 
 
 def _length(study: Study, task: int, index: int, per_epoch: int) -> tuple[int, int]:
@@ -270,3 +341,11 @@ def compilations(studies: Sequence[Study]) -> int:
         count for study in studies for name, count in study.traces.items()
         if name.startswith("epoch")
     )  # fmt: skip
+
+
+def longest(study: Study) -> int:
+    """The most epochs that are planned for a task."""
+    setup = study.setup
+    examples = examples_by_task(setup, study.benchmark)
+    steps = (_steps(setup, examples(task)[0]) for task in range(len(study.benchmark.tasks)))
+    return max(sum(_lengths(study, task, count)) for task, count in enumerate(steps))

@@ -48,7 +48,7 @@ def program_bytes(study: Study) -> int:
 
     settings = jax.tree.map(padded, study.settings)
     learners = jax.eval_shape(programs["start"], padded(study.seeds), (settings,))
-    setup = study.recipe({name: value[0] for name, value in study.settings.items()})
+    setup = study.setup
     data, _ = examples_by_task(setup, study.benchmark)(0)
     number, features = jnp.int32(0), None
     if features_fit(study, setup, learners, data):

@@ -51,6 +51,11 @@ class Study(NamedTuple):
     programs: dict[str, Callable]
     traces: Counter
 
+    @property
+    def setup(self) -> Setup:
+        """The setup of the first replica."""
+        return self.recipe({name: value[0] for name, value in self.settings.items()})
+
 
 def build(
     recipe: Recipe | Setup,
@@ -197,7 +202,9 @@ def _epoch(phase, setup, learner, state, features, data, task, index, first, las
 
 
 def _end_epoch(setup, learner, task, validation):
-    return train.end_epoch(setup, learner, task, validation), learner.stopping.stopped
+    learner = train.end_epoch(setup, learner, task, validation)
+    judged = learner.stopping.value
+    return learner, (learner.stopping.stopped, -judged if setup.select == "accuracy" else judged)
 
 
 def _end_phase(setup, learner):

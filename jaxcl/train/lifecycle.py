@@ -64,7 +64,9 @@ def start(
     rows = tasks if has_rows(setup) else 1
     statistics = jax.tree.map(lambda leaf: jnp.stack([leaf] * rows), initial)
     totals = Metrics(jnp.zeros(()), jnp.zeros(()))
-    nothing = EarlyStopping(jnp.float32(1), jnp.int32(0), jnp.bool_(False), jnp.float32(0), None)
+    nothing = EarlyStopping(
+        jnp.float32(1), jnp.int32(0), jnp.bool_(False), jnp.float32(0), jnp.float32(0), None
+    )
     learner = Learner(
         theta, state, statistics, (), nothing, key, (),
         Position(jnp.int32(-1), totals, jnp.bool_(True)),

@@ -25,6 +25,7 @@ def new_stopping(setup: Setup, learner: Learner, phase: Phase, task: Any) -> Ear
         patience=jnp.int32(setup.patience or 0),
         stopped=~jnp.asarray(needed, bool),
         best=jnp.float32(jnp.inf),
+        value=jnp.float32(jnp.inf),
         kept=candidate(learner) if watches(setup) else None,
     )
 
@@ -53,6 +54,7 @@ def follow(setup: Setup, learner: Learner, validation: Data, task: Any) -> Learn
     better = (value < stopping.best) & ~stopping.stopped
     new = stopping._replace(
         best=jnp.where(better, value, stopping.best),
+        value=value,
         kept=jax.tree.map(
             lambda new, old: jnp.where(better, new, old), candidate(learner), stopping.kept
         ),

@@ -100,6 +100,7 @@ class EarlyStopping(NamedTuple):
         patience: epochs left before the next reduction.
         stopped: True once the phase is over; the learner no longer changes.
         best: the lowest validation loss, or the negative of the highest accuracy.
+        value: likewise, of the epoch that was judged last.
         kept: `(theta, statistics, memory)` of that epoch; None unless `Setup.select` or `patience`.
     """
 
@@ -107,6 +108,7 @@ class EarlyStopping(NamedTuple):
     patience: jax.Array
     stopped: jax.Array
     best: jax.Array
+    value: jax.Array
     kept: PyTree
 
 
