@@ -39,13 +39,17 @@ def can_forget(trained: Trained) -> bool:
 
 
 def check(trained: Trained, task: int) -> None:
-    """Raises ValueError for a task that is not there, or not any more."""
+    """Raises ValueError for a task that is not there, or while another one is in training."""
+    if trained.newest[0] != trained.tasks:
+        raise ValueError(
+            f"{trained.spec.name} is in the middle of its task {trained.tasks}, counted from 0; go "
+            f"on with --resume first, to that task's end."
+        )
     gone = trained.run.forgotten.get(trained.spec.name, ())
     there = [number for number in range(trained.tasks) if number not in gone]
     if task not in there:
-        raise ValueError(
-            f"{trained.spec.name} has no task {task}; it has {', '.join(map(str, there)) or 'none'}."
-        )
+        numbers = ", ".join(map(str, there)) or "none"
+        raise ValueError(f"{trained.spec.name} has no task {task}; it has {numbers}.")
 
 
 def forget(trained: Trained, task: int) -> Forgotten:

@@ -83,7 +83,7 @@ class Predictor(NamedTuple):
         if task is None or np.ndim(task) == 0:
             return self.logits(images, task).argmax(-1)
         chosen = np.asarray(task)
-        for number in np.unique(chosen):
+        for number in np.unique(chosen).tolist():
             self._task(number)
         each = self._every_logits(images)
         if chosen.shape != each.shape[1:2]:

@@ -66,7 +66,12 @@ class Run:
             raise ValueError(
                 f"{self.folder} has no method {method!r}{nearest(str(method), self.specs)}{known}."
             )
-        return Trained(self, self.specs[method])
+        return self._opened.setdefault(method, Trained(self, self.specs[method]))
+
+    @cached_property
+    def _opened(self) -> dict[str, "Trained"]:
+        """What was asked for, so that it is read once."""
+        return {}
 
 
 @dataclass(frozen=True)
@@ -88,7 +93,7 @@ class Trained:
 
     @cached_property
     def newest(self) -> tuple[int, Path]:
-        """How many tasks are finished, and the checkpoint that says so: the newest whole one.
+        """The newest whole checkpoint, and the task that it is of, counted from 1.
 
         Raises:
             ValueError: if there is none.
@@ -98,9 +103,7 @@ class Trained:
         if newest and not found:
             checkpoint.verify(newest[1])  # says what is wrong
         if not found:
-            raise ValueError(
-                f"{self.run.folder} has no network of {self.spec.name} yet: no task is finished."
-            )
+            raise self._unfinished()
         if found[0] > len(self.run.inputs.classes):
             raise ValueError(f"{found[1]} is of a task that this run does not have.")
         return found
@@ -108,7 +111,7 @@ class Trained:
     @property
     def tasks(self) -> int:
         """The number of finished tasks."""
-        return self.newest[0]
+        return int(self.content["cursor"]["task"])
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -123,7 +126,7 @@ class Trained:
         """What its learners were trained with, and the number of tasks that they have room for."""
         choice, benchmark = self.choice(), self.run.inputs.benchmark(self.run.settings["benchmark"])
         limits = choice.spec.task_limits(len(benchmark.tasks))
-        room = next(limit for limit in limits if limit >= self.tasks)
+        room = next(limit for limit in limits if limit >= self.newest[0])
         few = benchmark._replace(tasks=benchmark.tasks[:room])
         return recipes.recipe(choice, few, tasks=room)({}), room
 
@@ -148,6 +151,11 @@ class Trained:
                 like[group] = _like(leaf.shape, leaf.dtype)
         return checkpoint.restore(path, like)
 
+    def _unfinished(self) -> ValueError:
+        return ValueError(
+            f"{self.run.folder} has no network of {self.spec.name} yet: no task is finished."
+        )
+
     def learner(self, seed: int) -> train.Learner:
         """One seed's learner, after its last finished task."""
         seeds = self.run.settings["seeds"]
@@ -158,6 +166,8 @@ class Trained:
 
     @cached_property
     def _first(self) -> Predictor:
+        if not self.tasks:
+            raise self._unfinished()
         setup, _ = self.setup()
         forgotten = self.run.forgotten.get(self.spec.name, ())
         return predictor(setup, self.learner(0), self.tasks, self.run.inputs, forgotten)
