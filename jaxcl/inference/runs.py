@@ -3,9 +3,9 @@
 No data set is read, nothing of the run is executed, and nothing is written.
 """
 
-import dataclasses
 import json
 import os
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from jaxcl import train
-from jaxcl.core.checks import nearest
+from jaxcl.core.checks import check_count, nearest
 from jaxcl.core.trees import PyTree
 from jaxcl.inference import inputs as of_inputs
 from jaxcl.inference import saved
@@ -217,9 +217,10 @@ def _run(folder: Path, settings: Any, given: Mapping[str, Spec]) -> Run:
     if "inputs" not in settings:
         raise ValueError("it is of an earlier version of jaxcl, whose networks cannot be opened.")
     for name in ("tasks", "seeds"):
-        if not isinstance(settings[name], int) or settings[name] < 1:
-            raise ValueError(f"{name} must be a whole number from 1 on, got {settings[name]!r}.")
+        check_count(name, settings[name], 1 << 20)
     names = settings.get("methods", [])
+    if not isinstance(settings["benchmark"], str):
+        raise ValueError(f"benchmark must be a name, got {settings['benchmark']!r}.")
     known = {**{spec.name: spec for spec in REGISTRY}, **given}
     specs = {}
     for name in names:
@@ -231,6 +232,9 @@ def _run(folder: Path, settings: Any, given: Mapping[str, Spec]) -> Run:
             specs[name] = known[name]
         else:
             raise ValueError(f"unknown method {name!r}{nearest(name, known)}.")
+    options = settings.get("options", {})
+    if not isinstance(options, dict) or not all(isinstance(own, dict) for own in options.values()):
+        raise ValueError("options must hold an object for each method.")
     inputs = of_inputs.read(settings["inputs"])
     if len(inputs.classes) != settings["tasks"]:
         raise ValueError(f"{len(inputs.classes)} tasks have classes, not {settings['tasks']}.")
@@ -250,7 +254,7 @@ def _forgotten(path: Path) -> dict[str, tuple[int, ...]]:
 
 def _own(name: str, given: Mapping[str, Spec], settings: Mapping[str, Any]) -> dict[str, Spec]:
     """The Specs of a user's own that were given, for a method that was named MODULE:SPEC."""
-    here = {key: spec for key, spec in given.items() if key in settings["options"]}
+    here = {key: spec for key, spec in given.items() if key in settings.get("options", {})}
     if not here:
         raise ValueError(
             f"the run has a method of your own, {name}: give its Spec, jaxcl.load(..., "
@@ -261,21 +265,34 @@ def _own(name: str, given: Mapping[str, Spec], settings: Mapping[str, Any]) -> d
 
 def _choice(run: Run, spec: Spec) -> Choice:
     """The method with the options that the settings name."""
-    fields = {field.name for field in dataclasses.fields(Options)}
-    own = run.settings["options"].get(spec.name, {})
-    shared = {name: run.settings[name] for name in fields if name in run.settings}
-    shared |= {name: value for name, value in own.items() if name in fields}
-
-    def typed(values) -> dict[str, Any]:
-        return {n: tuple(v) if isinstance(v, list) else v for n, v in values.items()}
-
-    options = {name: value for name, value in own.items() if name not in fields}
+    shared_hints, own_hints = map(typing.get_type_hints, (Options, spec.options))
+    own = run.settings.get("options", {}).get(spec.name, {})
+    given = {name: run.settings[name] for name in shared_hints if name in run.settings} | own
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in given.items()}
+    hints = {**shared_hints, **own_hints}
     try:
-        return recipes.choose(spec, Options(**typed(shared)), **typed(options))
-    except (TypeError, ValueError) as error:
+        for name, value in values.items():
+            if name in hints and not _fits(value, hints[name]):
+                raise ValueError(f"{name} is {value!r}.")
+        return recipes.choose(spec, **values)
+    except ValueError as error:
         raise ValueError(
             f"{run.folder / 'settings.json'}: the options of {spec.name} are none: {error}"
         ) from error
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value, whoever wrote it, is of the type that an option has."""
+    kinds = typing.get_args(hint)
+    if typing.get_origin(hint) is typing.Literal:
+        return value in kinds
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(one, kinds[0]) for one in value)
+    if kinds:
+        return any(_fits(value, kind) for kind in kinds)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def _like(shape: Sequence[int], dtype: Any) -> np.ndarray:
