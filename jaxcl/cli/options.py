@@ -32,8 +32,13 @@ COMMANDS = {
     "plot": "Draw a run again, without training.",
     "report": "Write one or several runs as a web page, one file that needs no network.",
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
+    "runs": "List runs: method, benchmark, seeds, state, accuracy, time, size.",
+    "show": "Print the results of a run as a table, Markdown, CSV, LaTeX or JSON.",
+    "export": "Write one task's own network as parameters and as a program without jaxcl.",
+    "forget": "Take a task out of a run's networks, and leave all others as they are.",
 }
 TRAINING = ("compare", "sweep")
+ONCE = ("resume", "override")  # options that do not belong to a command to be repeated
 ALIASES = {"--split": "--devices-per-replica"}  # as earlier versions called them
 
 
@@ -47,7 +52,8 @@ class Run:
             SET is digits, mnist5k, mnist, fashion_mnist, cifar100, omniglot, tfds:NAME for any set
             of images of tensorflow-datasets, npz:PATH for arrays or folder:PATH for images in a
             folder for each class. Options may follow: split_mnist,classes=0-1/2-4/5-9 or
-            split_folder:birds,size=32,order=3; see docs/data.md.
+            split_folder:birds,size=32,order=3; see docs/data.md. MODULE:FUNCTION is one of your
+            own, of a function that gives a data.Benchmark.
         tasks: number of tasks; None takes the benchmark's usual number.
         seeds: number of seeds, which train side by side in one program.
         data_dir: folder of tensorflow-datasets; None takes TFDS_DATA_DIR, else
@@ -70,6 +76,12 @@ class Run:
         processes: number of processes that meet there.
         process: which of them this is, from 0.
         timeout: seconds to wait for the others at the start.
+        resume: go on with the run in the same folder, from where it was saved last.
+        save_every: how often to save within a task, beside after each: a time, such as 30s, 5m or
+            1h, or a number of epochs, such as 10epochs.
+        override: go on although jaxcl, JAX or the kind of device is another one than before, which
+            may round otherwise; the results say so.
+        debug_nans: stop where a number is not finite, and say in which operation; much slower.
     """
 
     benchmark: str = "permuted_digits"
@@ -88,6 +100,10 @@ class Run:
     processes: int | None = option(None, least=1)
     process: int | None = option(None, least=0)
     timeout: int = option(60, least=1)
+    resume: bool = False
+    save_every: str = "5m"
+    override: bool = False
+    debug_nans: bool = False
 
     @property
     def plain(self) -> str:
@@ -101,7 +117,6 @@ class Compare:
 
     Attributes:
         methods: names, or "all"; MODULE:SPEC names one of your own.
-        resume: go on with the run in the same folder, after its last finished task.
         warn_free: say so if a task begins with less than this share of the weights free, for
             methods that divide one network among the tasks.
         run: data, devices and files.
@@ -111,7 +126,6 @@ class Compare:
     """
 
     methods: tuple[str, ...]
-    resume: bool
     warn_free: float
     run: Run
     training: Options
@@ -202,7 +216,6 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     aliased = _aliases([spec.options for spec in specs])
     fields: list[tuple] = [
         ("methods", tuple[str, ...], names),
-        ("resume", bool, False),
         ("warn_free", float, option(0.05, least=0, most=1)),
         ("run", _unprefixed(Run), run),
         ("training", _unprefixed(Options), shared),
@@ -228,9 +241,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     _check_shared(words.run, words.training)
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
-    return Compare(
-        names, words.resume, words.warn_free, words.run, words.training, tuple(choices), scenarios
-    )
+    return Compare(names, words.warn_free, words.run, words.training, tuple(choices), scenarios)
 
 
 SCENARIOS = ("task", "domain", "class")
@@ -451,7 +462,7 @@ def _option(field: str, spec: Spec | None = None, aliased: Sequence[str] = ()) -
 def _aliases(kinds: Sequence[type]) -> list[str]:
     """The fields that may go without their method's name: no other option is called so."""
     every = [name for kind in kinds for name in _names(kind)]
-    taken = {*_names(Run), *_names(Options), "methods", "resume", "warn_free"}
+    taken = {*_names(Run), *_names(Options), "methods", "warn_free"}
     return [name for name in every if every.count(name) == 1 and name not in taken]
 
 
@@ -595,7 +606,7 @@ def command_line(command: Compare | Sweep) -> str:
     import shlex
 
     words = ["jaxcl", type(command).__name__.lower()]
-    given: dict[str, Any] = dict(vars(command.run))
+    given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
     if isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
         given |= {**vars(command.training), "scenario": command.scenarios}

@@ -55,6 +55,11 @@ def _part(command: Compare, folder: Path, scenario: str) -> Compare:
 
 
 def chance(benchmark: Benchmark, scenario: str) -> float:
-    """The mean accuracy of guessing: among a task's classes, or in "class" among all of them."""
+    """The mean accuracy of guessing: among a task's classes, or in "class" among all of them.
+
+    Nothing of the variance of targets is explained by a guess.
+    """
+    if benchmark.regression:
+        return 0.0
     each = [task.classes for task in benchmark.tasks]
     return 1 / sum(each) if scenario == "class" else float(np.mean([1 / n for n in each]))

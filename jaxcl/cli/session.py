@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import importlib
 import math
 import re
 import typing
@@ -15,11 +16,15 @@ from jaxcl import data
 from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
+from jaxcl.inference import inputs
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import recipes
 from jaxcl.study.memory import limit_bytes
 from jaxcl.study.programs import Study
 from jaxcl.study.recipes import Choice, Options
+
+# A benchmark of the user's own, MODULE:FUNCTION, whose module is called like no kind of sequence.
+MODULE = re.compile(rf"(?!(?:{'|'.join(data.SEQUENCES)})_)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
 def folder_of(run: Run, usual: str) -> Path:
@@ -35,7 +40,10 @@ def load(run: Run, training: Options) -> Benchmark:
     """The benchmark, as images where the network needs them; its inputs fit the network."""
     flat = False if training.network != "mlp" else None
     try:
-        benchmark = data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
+        if MODULE.fullmatch(run.benchmark):
+            benchmark = _of_module(run)
+        else:
+            benchmark = data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
     except RuntimeError as error:  # ~ where there is no home
         raise ValueError(f"the data cannot be found: {error} Give --data-dir.") from error
     reason = _misfit(benchmark, training)
@@ -49,6 +57,21 @@ def load(run: Run, training: Options) -> Benchmark:
             f"{reason.rstrip('.')}; {listed(fit)} {verb}."
         )
     return benchmark
+
+
+def _of_module(run: Run) -> Benchmark:
+    """What a function of the user's own gives, MODULE:FUNCTION."""
+    module, _, function = run.benchmark.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ValueError(f"the module of {run.benchmark!r} cannot be imported: {error}.") from error
+    except AttributeError:
+        raise ValueError(f"the module {module!r} has no {function!r}.") from None
+    made = make() if run.tasks is None else make(run.tasks)
+    if not isinstance(made, Benchmark):
+        raise ValueError(f"{run.benchmark} gives a {type(made).__name__}, not a data.Benchmark.")
+    return data.check(made)
 
 
 def _misfit(benchmark: Benchmark, training: Options) -> str:
@@ -70,6 +93,7 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
         "tasks": len(benchmark.tasks),
         "seeds": run.seeds,
         "data": data.about(benchmark),
+        "inputs": inputs.plain(inputs.of(benchmark)),
         **more,
         **dataclasses.asdict(training),
     }

@@ -9,6 +9,7 @@ numpy, and the same arguments always give the same arrays.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -23,14 +24,17 @@ _PARTS = ("train", "val", "test")
 
 
 class Split(NamedTuple):
-    """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32."""
+    """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32; or, for
+    regression, targets [N, D] float32."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 class Task(NamedTuple):
-    """One task; its labels are 0 .. classes - 1, which the set that they are from calls `names`."""
+    """One task; its labels are 0 .. classes - 1, which the set that they are from calls `names`.
+
+    For regression `classes` is D, the number of outputs."""
 
     train: Split
     val: Split
@@ -61,6 +65,7 @@ class Benchmark(NamedTuple):
 
     `provenance` says where the examples are from, `identifier` is what makes `load` give the same
     benchmark again ("" where it is made otherwise), and `left_out` names what is missing of it.
+    `loss` and `metric` are those of `train.Setup`; None for the usual ones, of classes or targets.
     """
 
     name: str
@@ -72,6 +77,14 @@ class Benchmark(NamedTuple):
     provenance: tuple[Provenance, ...] = ()
     identifier: str = ""
     left_out: tuple[str, ...] = ()
+    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+
+    @property
+    def regression(self) -> bool:
+        """Whether its labels are targets, not classes."""
+        return self.tasks[0].train.y.ndim == 2
 
 
 def checksum(arrays: Sequence[np.ndarray]) -> str:
@@ -118,6 +131,8 @@ def from_arrays(
     std: float | tuple[float, ...] = 1.0,
     scale: float | None = None,
     seed: int = 0,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Benchmark:
     """Makes a benchmark of your own arrays.
 
@@ -125,13 +140,18 @@ def from_arrays(
         name: what reports call it.
         tasks: for each task either the pair (x, y), which is divided 60/20/20 class by class, or
             three such pairs (train, val, test). x [N, ...] uint8, floating point, or tokens, which
-            are integers of any other type; y [N] integers from 0 within the task.
+            are integers of any other type; y [N] integers from 0 within the task, or for regression
+            floats, [N] or [N, D].
         classes: how many classes a task has; None counts them in each task's training labels.
         mean: mean of x / scale; one number, or one for each entry of x's last axis. Tokens are
             never normalized: leave mean, std and scale out.
         std: standard deviation of x / scale, likewise.
         scale: what x is divided by; None means 255 for uint8 and 1 otherwise.
         seed: for the division of pairs.
+        loss: `(outputs [B, C], labels) -> [B]`, of each example; None for cross-entropy of classes,
+            and for squared errors of targets.
+        metric: likewise, what is reported as accuracy, the higher the better; None for accuracy,
+            and for the share of the targets' variance that is explained.
 
     Returns:
         The benchmark, checked.
@@ -148,7 +168,7 @@ def from_arrays(
         where = f"{name}, task {index}"
         if len(task) == 2:
             x, y = whole = _examples(f"{where}, data", task)
-            test, val, train = stratify(f"{where}, data", y, (0.2, 0.2), seed)
+            test, val, train = _divide(f"{where}, data", y, seed)
             parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
             given += whole
         elif len(task) == 3:
@@ -159,13 +179,29 @@ def from_arrays(
             raise ValueError(
                 f"{where}: expected (x, y) or (train, val, test), got {len(task)} items."
             )
-        count = int(parts[0].y.max()) + 1 if classes is None else classes
+        count = _count(parts[0].y) if classes is None else classes
         made.append(Task(parts[0], parts[1], parts[2], count))
     first = made[0].train.x if made else np.zeros(0)
     if scale is None:
         scale = 255.0 if first.dtype == np.uint8 else 1.0
-    benchmark = check(Benchmark(name, tuple(made), mean, std, first.shape[1:], scale))
+    whole = Benchmark(name, tuple(made), mean, std, first.shape[1:], scale)
+    benchmark = check(whole._replace(loss=loss, metric=metric))
     return benchmark._replace(provenance=(provenance(benchmark, given),))
+
+
+def _count(y: np.ndarray) -> int:
+    """The number of classes, or of targets."""
+    return y.shape[1] if y.ndim == 2 else int(y.max()) + 1
+
+
+def _divide(where: str, y: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Rows for testing, for validation and for training."""
+    if y.ndim == 1:
+        return stratify(where, y, (0.2, 0.2), seed)
+    if len(y) < 3:
+        raise ValueError(f"{where}: {len(y)} examples are too few for 3 parts.")
+    rows, held = np.random.default_rng(seed).permutation(len(y)), max(1, round(0.2 * len(y)))
+    return [np.sort(part) for part in np.split(rows, [held, 2 * held])]
 
 
 def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str = "") -> Provenance:
@@ -195,15 +231,15 @@ def check(benchmark: Benchmark) -> Benchmark:
                 f"{name}: {field} must be one finite number, or one for each channel of {shape}"
                 f"{'' if field == 'mean' else ', above zero'}, got {getattr(benchmark, field)}."
             )
-    tasks, dtype = [], None
+    tasks, dtype, first = [], None, None
     for index, task in enumerate(benchmark.tasks):
         splits = []
         for part, pair in zip(_PARTS, task[:3], strict=True):
             where = f"{name}, task {index}, {part}"
             x, y = _examples(where, pair)
             dtype = x.dtype if dtype is None else dtype
-            if y.max() >= task.classes:
-                raise ValueError(f"{where}: label {y.max()} in a task of {task.classes} classes.")
+            first = y if first is None else first
+            _check_labels(where, y, task.classes, first)
             if x.shape[1:] != shape:
                 raise ValueError(f"{where}: x has shape {x.shape[1:]}, expected {shape}.")
             if x.dtype != dtype:
@@ -221,6 +257,35 @@ def check(benchmark: Benchmark) -> Benchmark:
     return benchmark._replace(tasks=tuple(tasks), shape=shape)
 
 
+def fingerprint(benchmark: Benchmark) -> str:
+    """A digest of all that a network sees of a benchmark, 64 hexadecimal digits.
+
+    >>> x = np.zeros((6, 2), np.uint8)
+    >>> first, other = (from_arrays("mine", [(x + i, [0, 0, 0, 1, 1, 1])]) for i in (0, 1))
+    >>> fingerprint(first) == fingerprint(first), fingerprint(first) == fingerprint(other)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    constants = [np.asarray(v, np.float64).tolist() for v in (benchmark.mean, benchmark.std)]
+    digest.update(repr((constants, float(benchmark.scale))).encode())
+    for task in benchmark.tasks:
+        digest.update(repr(task.classes).encode())
+        for array in itertools.chain(*task[:3]):
+            digest.update(repr((array.dtype.str, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def _check_labels(where: str, y: np.ndarray, classes: int, first: np.ndarray) -> None:
+    """Raises ValueError for labels that do not fit their task, or the benchmark's first."""
+    if y.ndim != first.ndim:
+        raise ValueError(f"{where}: integers and floats as labels do not mix in one benchmark.")
+    if y.ndim == 2 and not y.shape[1] == classes == first.shape[1]:
+        raise ValueError(f"{where}: {y.shape[1]} targets in a benchmark of {first.shape[1]}.")
+    if y.ndim == 1 and y.max() >= classes:
+        raise ValueError(f"{where}: label {y.max()} in a task of {classes} classes.")
+
+
 def _examples(where: str, pair: Sequence) -> Split:
     """Checks one split's arrays, whatever the others are."""
     try:
@@ -233,9 +298,12 @@ def _examples(where: str, pair: Sequence) -> Split:
             f"{where}: x must be integers (uint8 for images, others for tokens) or floating point, "
             f"got {x.dtype}."
         )
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"{where}: labels must be integers, got {y.dtype}.")
-    if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+    targets = jnp.issubdtype(y.dtype, np.floating)
+    if y.dtype.kind not in "iu" and not targets:
+        raise ValueError(
+            f"{where}: labels must be integers, or floats for regression, got {y.dtype}."
+        )
+    if x.ndim < 2 or y.ndim not in ((1, 2) if targets else (1,)) or len(x) != len(y):
         raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
     if x.size == 0:
         raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
@@ -248,6 +316,10 @@ def _examples(where: str, pair: Sequence) -> Split:
             x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
             raise ValueError(f"{where}: x holds NaN or infinite values (as float32).")
+    if targets:
+        if not np.isfinite(y).all():
+            raise ValueError(f"{where}: the targets hold NaN or infinite values.")
+        return Split(x, y.astype(np.float32, copy=False).reshape(len(y), -1))
     if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
         raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}.")
     return Split(x, y.astype(np.int32, copy=False))

@@ -136,4 +136,5 @@ SPEC = Spec(
     color="#7aa32a",
     scenarios=("task", "domain", "class"),
     reference="Chaudhry et al., Efficient lifelong learning with A-GEM (2019)",
+    presets={"permuted_digits": {"learning_rate": 0.02}, "split_digits": {"learning_rate": 0.02}},
 )

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxcl.core import masks
 from jaxcl.core.checks import check_pattern
 from jaxcl.core.heads import HEAD
-from jaxcl.core.method import Context, Method, Phase
+from jaxcl.core.method import Context, Method, Phase, used_in
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree
 from jaxcl.methods import units as of_units
@@ -296,6 +296,8 @@ def den(
         end_task=lambda theta, state, task: (theta, state),
         phases=net.phases(),
         measures=of_units.measures(wiring),
+        used=used_in(view),
+        forget_task=None,
     )
 
 

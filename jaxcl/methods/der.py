@@ -164,6 +164,10 @@ SPEC = Spec(
     scenarios=("task", "domain", "class"),
     example="--alpha 0.1,0.3,1",
     reference="Buzzega et al., Dark experience for general continual learning (2020)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "alpha": 1.0},
+        "split_digits": {"learning_rate": 0.02, "alpha": 1.0},
+    },
 )
 
 PLUSPLUS = Spec(
@@ -175,4 +179,8 @@ PLUSPLUS = Spec(
     scenarios=("task", "domain", "class"),
     example="--alpha 0.1,0.3,1 --beta 0.3,1",
     reference="Buzzega et al., Dark experience for general continual learning (2020)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "alpha": 0.1, "beta": 1.0},
+        "split_digits": {"alpha": 0.1},
+    },
 )

@@ -98,4 +98,5 @@ SPEC = Spec(
     color="#c2185b",
     scenarios=("task", "domain", "class"),
     reference="Chaudhry et al., On tiny episodic memories in continual learning (2019)",
+    presets={"split_digits": {"learning_rate": 0.02}},
 )
