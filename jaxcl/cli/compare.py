@@ -9,26 +9,19 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jaxcl import report, study
+from jaxcl import report
 from jaxcl.cli import processes
-from jaxcl.cli.folder import check_free, claim, hold, write_settings
+from jaxcl.cli.folder import check_free, origin_of
 from jaxcl.cli.options import Compare
-from jaxcl.cli.session import (
-    check_size,
-    folder_of,
-    layout_options,
-    load,
-    notes,
-    settings_of,
-    sizes_that_exist,
-)
+from jaxcl.cli.running import Place, about, begin, follow, take
+from jaxcl.cli.session import folder_of, load, notes, settings_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
 from jaxcl.report.results import MethodResults, Results, shown_of
 from jaxcl.report.text import percent
-from jaxcl.study import comparison, recipes
+from jaxcl.study import recipes
 from jaxcl.study.comparison import MethodRun, Record
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
@@ -36,7 +29,7 @@ from jaxcl.study.replicas import Device
 
 def prepare(
     command: Compare, devices: Sequence[Device], cache: str, held: ExitStack
-) -> Callable[[], None]:
+) -> Callable[[Callable[[], bool]], None]:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Args:
@@ -46,7 +39,7 @@ def prepare(
         held: keeps the folder until it is closed.
 
     Returns:
-        A function that does the work.
+        A function that does the work, until it is told to stop.
 
     Raises:
         ValueError: for bad input, or a folder that holds another run.
@@ -61,25 +54,18 @@ def prepare(
             for choice in command.choices
         }
         settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
-        claim(folder, settings, command.resume)
+        place = Place(folder, settings, origin_of(benchmark, devices), run)
+        overridden = place.claim()
         runs = {
-            choice.spec.name: _begin(choice, benchmark, command, devices, folder)
+            choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
             for choice in command.choices
         }
-    processes.check_same(folder, {**settings, **layout_options(run, None)})
-    with processes.agreement():
-        if processes.is_main():
-            held.enter_context(hold(folder))
-            claim(folder, settings, command.resume)  # by now another process may have been here
-    with processes.agreement():
-        runs = {name: comparison.restore(one) for name, one in runs.items()}
-    with processes.agreement():
-        if processes.is_main():
-            write_settings(folder, settings, command, devices)
-            for one in runs.values():
-                comparison.make_room(one)
-    said = notes(benchmark, options)
-    return partial(_work, runs, benchmark, settings, command.warn_free, folder, [cache, *said])
+    runs = take(place, command, runs, overridden, held)
+    if overridden:
+        settings["overridden"] = overridden
+    said = [cache, *notes(benchmark, options)]
+    said += [line for one in runs.values() for line in about(one)]
+    return partial(_work, runs, benchmark, settings, command, folder, said)
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -88,45 +74,32 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
     return {name: v for name, v in vars(choice.shared).items() if v != usual[name]}
 
 
-def _begin(
-    choice: Choice, benchmark: Benchmark, command: Compare, devices, folder: Path
-) -> MethodRun:
-    """One method before its first task."""
-    run = command.run
-    with sizes_that_exist():
-        one = comparison.begin(
-            choice, benchmark, range(run.seeds),
-            folder=folder / "checkpoints" / choice.spec.name, **layout_options(run, devices),
-        )  # fmt: skip
-    check_size(one.studies, one.learner, choice)
-    return one
-
-
-def _about(run: MethodRun) -> list[str]:
-    """What the terminal says of a method beforehand."""
-    name, about, said = run.choice.spec.name, run.choice.spec.about, []
-    if about:
-        said.append(f"{name}: {about(run.learner)}")
-    if run.passed_over:
-        after = f"it goes on after task_{run.done}"
-        said.append(f"{name}: {run.passed_over.name} cannot be read and is passed over; {after}")
-    return said
-
-
 def _work(
-    runs: dict[str, MethodRun], benchmark: Benchmark, settings: dict, least_free, folder, said
+    runs: dict[str, MethodRun],
+    benchmark: Benchmark,
+    settings: dict,
+    command: Compare,
+    folder: Path,
+    said: Sequence[str],
+    stop: Callable[[], bool],
 ) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
     introduce(err, settings, next(iter(runs.values())).studies[0].layout)
-    for line in filter(None, [*said, *(line for run in runs.values() for line in _about(run))]):
+    for line in filter(None, said):
         err.print(line, soft_wrap=True)
     methods = {}
     with bars(err) as progress:
         rows = {name: progress.add_task(name, start=False, total=1, status="") for name in runs}
         for name, run in runs.items():
-            warn = partial(_warn, err, name, least_free if run.choice.spec.divides else 0)
-            record = _train(run, partial(show, progress, rows[name]), warn)
+            least_free = command.warn_free if run.choice.spec.divides else 0
+            record = run.record
+            moved = partial(show, progress, rows[name])
+            for event, known in follow(run, command.run, stop, moved):
+                record = known
+                if event.task + 1 < run.tasks and "capacity" in event.measures:
+                    free = 1 - event.measures["capacity"]
+                    _warn(err, name, least_free, event.task + 1, free)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
@@ -157,22 +130,8 @@ def _results(run: MethodRun, record: Record) -> MethodResults:
         int(record.compilations),
         [(int(at[0]), int(at[1])) if at[0] else None for at in record.diverged],
         shown_of(run.choice.spec),
+        record.curves,
     )
-
-
-def _train(run: MethodRun, progress: Callable, warn: Callable) -> Record:
-    """Trains one method to its end."""
-    last, tasks = run.record, run.record.accuracy.shape[1]
-    progress(tasks=tasks, task=run.done, epoch=0, epochs=1)
-    for event, record in comparison.advance(run):
-        last = record
-        if isinstance(event, study.EpochEnd):
-            progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
-        if not isinstance(event, study.TaskEnd) or event.task + 1 == tasks:
-            continue
-        if "capacity" in event.measures:
-            warn(event.task + 1, 1 - event.measures["capacity"])
-    return last._replace(learners=None)
 
 
 def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:

@@ -8,6 +8,8 @@ the device. Integers of any other type than uint8 are tokens, which nothing norm
 numpy, and the same arguments always give the same arrays.
 """
 
+import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -165,6 +167,25 @@ def check(benchmark: Benchmark) -> Benchmark:
                 f"{value:g}, got {getattr(benchmark, field)}. Give images as uint8 or as floats."
             )
     return benchmark._replace(tasks=tuple(tasks), shape=shape)
+
+
+def checksum(benchmark: Benchmark) -> str:
+    """A digest of all that a network sees of a benchmark, 64 hexadecimal digits.
+
+    >>> x = np.zeros((6, 2), np.uint8)
+    >>> first, other = (from_arrays("mine", [(x + i, [0, 0, 0, 1, 1, 1])]) for i in (0, 1))
+    >>> checksum(first) == checksum(first), checksum(first) == checksum(other)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    constants = [np.asarray(v, np.float64).tolist() for v in (benchmark.mean, benchmark.std)]
+    digest.update(repr((constants, float(benchmark.scale))).encode())
+    for task in benchmark.tasks:
+        digest.update(repr(task.classes).encode())
+        for array in itertools.chain(*task[:3]):
+            digest.update(repr((array.dtype.str, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _examples(where: str, pair: Sequence) -> Split:

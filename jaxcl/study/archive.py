@@ -8,6 +8,7 @@ import itertools
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,29 @@ def restore(run: MethodRun, *, finished: bool = False) -> MethodRun:
     task, path = found
     if task > run.tasks:
         raise ValueError(f"{path} is of a task that this run does not have.")
+    _check_about(path, run)
     one = next(one for one in run.studies if len(one.benchmark.tasks) >= task)
     record = _read(path, run.record, one)
     numbers = jax.tree.map(np.array, record._replace(learners=None))
     learners = record.learners
     at_end = numbers.cursor.task == run.tasks
     learners = None if at_end and not finished else _spread(learners, one.layout)
-    passed_over = newest[1] if newest != found else None
-    return run._replace(record=numbers._replace(learners=learners), passed_over=passed_over)
+    return run._replace(
+        record=numbers._replace(learners=learners),
+        found=path,
+        passed_over=newest[1] if newest != found else None,
+    )
+
+
+def _check_about(path: Path, run: MethodRun) -> None:
+    """Raises ValueError for a checkpoint of another run."""
+    there = checkpoint.about(path)
+    for name, value in run.about.items():
+        if there.get(name) != value:
+            raise ValueError(
+                f"the checkpoint in {path} was written with other {name}: this folder's files are "
+                f"not those of one run."
+            )
 
 
 def _read(path: Path, like: Record, one: Study) -> Record:
@@ -121,8 +137,9 @@ def make_room(run: MethodRun) -> None:
 class Saver:
     """Writes checkpoints into a folder in the background, one after the other."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, about: Mapping[str, str]):
         self._folder = folder
+        self._about = about
         self._handle: Any = None
         self._path = folder
 
@@ -134,7 +151,7 @@ class Saver:
         """
         self.wait()
         self._path = self._folder / name
-        self._handle = self._try(lambda: checkpoint.save_async(self._path, record))
+        self._handle = self._try(lambda: checkpoint.save_async(self._path, record, self._about))
 
     def wait(self, seconds: float | None = None) -> None:
         """Waits until all is written, or for so long, and removes what is too old then."""

@@ -22,6 +22,7 @@ import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ from jaxcl.study.leaves import (
 FORMAT = 1
 
 
-def save(path: str | os.PathLike, learner: PyTree) -> None:
+def save(path: str | os.PathLike, learner: PyTree, about: Mapping[str, str] | None = None) -> None:
     """Writes a checkpoint: whole, or not at all.
 
     It is written under another name beside `path` and renamed when it is complete.
@@ -58,15 +59,18 @@ def save(path: str | os.PathLike, learner: PyTree) -> None:
     Args:
         path: the checkpoint's folder, which must not exist; its parents are made if need be.
         learner: any pytree of arrays, typed keys and numbers, on one device or on a mesh.
+        about: what else is to be known of it, for `about`.
 
     Raises:
         ValueError: if there is something at `path` already, or a leaf is no array of a type that
             JAX has, no key and no number.
     """
-    save_async(path, learner).result()
+    save_async(path, learner, about).result()
 
 
-def save_async(path: str | os.PathLike, learner: PyTree) -> Any:
+def save_async(
+    path: str | os.PathLike, learner: PyTree, about: Mapping[str, str] | None = None
+) -> Any:
     """Like `save`, but returns when the arrays are copied; they may then be donated or changed.
 
     Returns:
@@ -81,8 +85,9 @@ def save_async(path: str | os.PathLike, learner: PyTree) -> Any:
     with jax.enable_x64(True):  # whatever the caller's mode, no leaf loses bits
         written = [written_leaf(keys, leaf) for keys, leaf in leaves]
     arrays = {f"leaf{i}": array for i, (entry, array) in enumerate(written) if is_stored(entry)}
+    entries = [entry for entry, _ in written]
     record = json.dumps(
-        {"format": FORMAT, "versions": versions(), "leaves": [entry for entry, _ in written]}
+        {"format": FORMAT, "about": {**versions(), **(about or {})}, "leaves": entries}
     )
     return _orbax().save_async(
         path,
@@ -160,6 +165,27 @@ def shapes(path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
+def digests_of(path: str | os.PathLike) -> dict[str, str]:
+    """The digest of each leaf that a checkpoint holds, by path, as its record says them.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+    """
+    return {entry.name: entry.bits for entry in _entries(_absolute(path))}
+
+
+def about(path: str | os.PathLike) -> dict[str, str]:
+    """What was said of a checkpoint when it was saved, and the versions of jaxcl and JAX.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+    """
+    path = _absolute(path)
+    _entries(path)
+    record = json.loads(_orbax().metadata(path).custom_metadata["jaxcl"])
+    return record.get("about", {})
+
+
 def latest(
     folder: str | os.PathLike, name: str = "task", *, readable: bool = False
 ) -> tuple[int, Path] | None:
@@ -193,7 +219,7 @@ def order(path_name: str, name: str = "task") -> tuple:
 
 
 def remove_old(folder: str | os.PathLike, name: str = "task", keep: int = 2) -> list[Path]:
-    """Removes all but the newest of the checkpoints `name`_1, `name`_2, ..., as `latest` orders them.
+    """Removes all but the newest of the checkpoints `name`_1, `name`_2, ... of a folder.
 
     It removes folders that `save` wrote and finished, and nothing else; it follows no links. Of
     several processes, one may call it.
@@ -347,7 +373,7 @@ def _text(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Those on which it depends that equal steps give equal bits."""
+    """Those that decide, beside the device, whether equal steps give equal bits."""
     return {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
 
 

@@ -49,15 +49,15 @@ def advance(
     record = jax.tree.map(np.array, run.record._replace(learners=None))
     cursor = Cursor(*map(int, record.cursor))
     start, seconds, compilations = time.perf_counter(), record.seconds, record.compilations
-    saver = Saver(run.folder) if run.folder else None
-    pace = Pace(save_every, stop, cursor.step)
+    saver = Saver(run.folder, run.about) if run.folder else None
+    pace, setup = Pace(save_every, stop, cursor.step), run.studies[-1].setup
     course = events.run(
         run.studies, run.record.learners, cursor,
         evaluate_on=evaluate_on, steps_at_once=pace.steps if saver else None,
     )  # fmt: skip
     try:
         for event in course:
-            record = followed(record, event, run.studies[-1].setup)._replace(
+            record = followed(record, event, setup)._replace(
                 seconds=np.asarray(seconds + time.perf_counter() - start, np.float32),
                 compilations=np.asarray(
                     max(compilations, events.compilations(run.studies)), np.int32
@@ -73,9 +73,7 @@ def advance(
                     raise Stopped
             yield event, record
     except BaseException:
-        if (
-            saver and jax.process_count() == 1
-        ):  # else the others may be gone, and nothing gets whole
+        if saver and jax.process_count() == 1:  # others may be gone
             saver.wait()
         raise
     if saver:

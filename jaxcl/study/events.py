@@ -92,6 +92,7 @@ class TaskEnd(NamedTuple):
 
     Attributes:
         task: the task, counted from 0.
+        epoch: epochs of the task.
         accuracy: accuracy on every task's held-out examples, [replicas, tasks]; nan where the
             network is not finite, or has none for the task yet.
         loss: likewise.
@@ -102,6 +103,7 @@ class TaskEnd(NamedTuple):
     """
 
     task: int
+    epoch: int
     accuracy: np.ndarray
     loss: np.ndarray
     measures: Mapping[str, np.ndarray]
@@ -216,7 +218,8 @@ def _run(
         metrics, measures, finite = replicas.fetch(results, layout)
         exists = np.arange(len(benchmark.tasks)) <= (task if setup.method.isolates else np.inf)
         accuracy, loss = (np.where(exists, v, np.nan) for v in (metrics.accuracy, metrics.loss))
-        yield TaskEnd(task, accuracy, loss, measures, finite, learners, Cursor(task + 1))
+        epochs = sum(_lengths(study, task, _steps(setup, data)))
+        yield TaskEnd(task, epochs, accuracy, loss, measures, finite, learners, Cursor(task + 1))
 
 
 def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Iterator[Event]:

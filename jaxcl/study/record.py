@@ -1,6 +1,6 @@
 """One method of a comparison as far as it is: all that is known of it, and so what is saved."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,7 +55,9 @@ class MethodRun(NamedTuple):
         extra_bytes: memory beyond that of plain fine-tuning.
         record: what is known so far.
         folder: of its checkpoints; None to keep none.
-        passed_over: the newest checkpoint, where it cannot be read and an older one is taken.
+        about: what decides on its results, by name, as each checkpoint says it.
+        found: the checkpoint from which it goes on.
+        passed_over: the newest one, where it cannot be read and an older one is taken.
     """
 
     choice: Choice
@@ -65,6 +67,8 @@ class MethodRun(NamedTuple):
     extra_bytes: int
     record: Record
     folder: Path | None = None
+    about: Mapping[str, str] = {}
+    found: Path | None = None
     passed_over: Path | None = None
 
     @property
@@ -84,6 +88,7 @@ def begin(
     seeds: Sequence[int],
     *,
     folder: Path | None = None,
+    about: Mapping[str, str] | None = None,
     **options_of_build: Any,
 ) -> MethodRun:
     """One method before its first task; nothing runs yet, and nothing is written.
@@ -93,6 +98,7 @@ def begin(
         benchmark: the sequence of tasks.
         seeds: one for each replica.
         folder: for its checkpoints; None to keep none.
+        about: what decides on its results, by name; a checkpoint of another run says otherwise.
         **options_of_build: what else `study.build` takes: settings, devices, chunk.
 
     Raises:
@@ -101,9 +107,8 @@ def begin(
     studies = recipes.studies(choice, benchmark, seeds=seeds, **options_of_build)
     learner = shapes(studies[-1].setup, benchmark)
     record = _nothing(studies[-1], learner)
-    return MethodRun(
-        choice, studies, learner, *recipes.cost(choice, benchmark, learner), record, folder
-    )
+    costs = recipes.cost(choice, benchmark, learner)
+    return MethodRun(choice, studies, learner, *costs, record, folder, about or {})
 
 
 def shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
@@ -158,9 +163,8 @@ def followed(record: Record, event: Event, setup: train.Setup) -> Record:
         for name, values in event.measures.items():
             _put(record.measures[name], values, event.task)
     if not isinstance(event, StepsEnd):
-        trained = np.isfinite(record.curves["accuracy"][:, event.task]).any(axis=0)
         new = ~event.finite & (record.diverged[:, 0] == 0)
-        record.diverged[new] = event.task + 1, 1 + np.flatnonzero(trained).max(initial=-1)
+        record.diverged[new] = event.task + 1, event.epoch
     return record._replace(learners=event.learners, cursor=_scalars(event.cursor))
 
 
