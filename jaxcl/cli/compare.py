@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.console import Console
 
 from jaxcl import report
-from jaxcl.cli import processes
+from jaxcl.cli import processes, scenarios
 from jaxcl.cli.folder import check_free, origin_of
 from jaxcl.cli.options import Compare
 from jaxcl.cli.running import Place, about, begin, follow, take
@@ -25,6 +25,22 @@ from jaxcl.study import recipes
 from jaxcl.study.comparison import MethodRun, Record
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
+
+
+class Plan(NamedTuple):
+    """A comparison in one scenario.
+
+    Attributes:
+        command: what is asked for.
+        place: where it goes.
+        overridden: what is otherwise than when it began, and allowed to be.
+        runs: its methods, by name.
+    """
+
+    command: Compare
+    place: Place
+    overridden: list[str]
+    runs: dict[str, MethodRun]
 
 
 def prepare(
@@ -44,28 +60,37 @@ def prepare(
     Raises:
         ValueError: for bad input, or a folder that holds another run.
     """
-    run, options = command.run, command.training
-    folder = folder_of(run, usual=run.benchmark)
+    folder = folder_of(command.run, usual=command.run.benchmark)
     with processes.agreement():
-        check_free(folder)
-        benchmark = load(run, options)
-        own = {
-            choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
-            for choice in command.choices
-        }
-        settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
-        place = Place(folder, settings, origin_of(benchmark, devices), run)
-        overridden = place.claim()
-        runs = {
-            choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
-            for choice in command.choices
-        }
-    runs = take(place, command, runs, overridden, held)
-    if overridden:
-        settings["overridden"] = overridden
-    said = [cache, *notes(benchmark, options)]
-    said += [line for one in runs.values() for line in about(one)]
-    return partial(_work, runs, benchmark, settings, command, folder, said)
+        parts = scenarios.divide(command, folder)
+        for path in parts:
+            check_free(path)
+        benchmark = load(command.run, command.training)
+        plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
+    plans = [
+        plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
+        for plan in plans
+    ]
+    said = [cache, *notes(benchmark, command.training)]
+    said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
+    return partial(_work, plans, benchmark, folder, said)
+
+
+def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
+    """A comparison before it begins."""
+    run, options = command.run, command.training
+    own = {
+        choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
+        for choice in command.choices
+    }
+    settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
+    place = Place(folder, settings, origin_of(benchmark, devices), run)
+    overridden = place.claim()
+    runs = {
+        choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
+        for choice in command.choices
+    }
+    return Plan(command, place, overridden, runs)
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -75,23 +100,57 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
 
 
 def _work(
-    runs: dict[str, MethodRun],
+    plans: list[Plan],
     benchmark: Benchmark,
-    settings: dict,
-    command: Compare,
     folder: Path,
     said: Sequence[str],
     stop: Callable[[], bool],
 ) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
-    introduce(err, settings, next(iter(runs.values())).studies[0].layout)
+    first = next(iter(plans[0].runs.values()))
+    introduce(err, plans[0].place.settings, first.studies[0].layout)
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
-    methods = {}
+    found = {
+        plan.place.settings["scenario"]: _trained(plan, benchmark, err, stop, len(plans) > 1)
+        for plan in plans
+    }
+    if not processes.is_main():
+        return
+    paths = [
+        path
+        for plan, results in zip(plans, found.values())
+        for path in [
+            plan.place.folder / "settings.json", *report.write(results, plan.place.folder)
+        ]
+    ]  # fmt: skip
+    with standard_output():
+        if len(found) > 1:
+            paths = report.write_scenarios(found, folder)
+            out.print(report.scenarios_table(found))
+        for name, results in found.items():
+            out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
+        if len(found) == 1:
+            out.print(next(iter(found.values())).sentence())
+        conclude(out, folder, paths)
+    if all(not _has_result(results) for results in found.values()):
+        raise FloatingPointError("no method has a finite result; choose a smaller step size.")
+
+
+def _trained(
+    plan: Plan, benchmark: Benchmark, err: Console, stop: Callable[[], bool], several: bool
+) -> Results:
+    """The results in one scenario, which is named if there are several."""
+    command, settings, methods = plan.command, plan.place.settings, {}
+    scenario = settings["scenario"]
+    where = f" ({scenario})" if several else ""
     with bars(err) as progress:
-        rows = {name: progress.add_task(name, start=False, total=1, status="") for name in runs}
-        for name, run in runs.items():
+        rows = {
+            name: progress.add_task(name + where, start=False, total=1, status="")
+            for name in plan.runs
+        }
+        for name, run in plan.runs.items():
             least_free = command.warn_free if run.choice.spec.divides else 0
             record = run.record
             moved = partial(show, progress, rows[name])
@@ -103,21 +162,18 @@ def _work(
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
-                err.print(f"{name}: {result}, {float(record.seconds):.1f} s")
+                err.print(f"{name}{where}: {result}, {float(record.seconds):.1f} s")
             methods[name] = _results(run, record)
-    seeds = list(range(settings["seeds"]))
-    chance = float(np.mean([1 / task.classes for task in benchmark.tasks]))
-    tasks = len(benchmark.tasks)
-    results = Results(settings["benchmark"], tasks, seeds, settings, methods, chance)
-    if not processes.is_main():
-        return
-    paths = report.write(results, folder)
-    with standard_output():
-        out.print(report.table(results))
-        out.print(report.sentence(results))
-        conclude(out, folder, [folder / "settings.json", *paths])
-    if all(row.diverged == len(seeds) for row in report.summary(results)):
-        raise FloatingPointError("no method has a finite result; choose a smaller step size.")
+    if plan.overridden:
+        settings = {**settings, "overridden": plan.overridden}
+    return Results(
+        settings["benchmark"], len(benchmark.tasks), list(range(settings["seeds"])), settings,
+        methods, scenarios.chance(benchmark, scenario),
+    )  # fmt: skip
+
+
+def _has_result(results: Results) -> bool:
+    return any(row.diverged < len(results.seeds) for row in report.summary(results))
 
 
 def _results(run: MethodRun, record: Record) -> MethodResults:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxcl.cli import processes
 from jaxcl.cli.options import command_line
-from jaxcl.data.benchmark import Benchmark, checksum
+from jaxcl.data.benchmark import Benchmark, fingerprint
 from jaxcl.report.text import listed, write_whole
 from jaxcl.study import checkpoint
 from jaxcl.study.replicas import Device
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 def origin_of(benchmark: Benchmark, devices: Sequence[Device]) -> Origin:
     """That of a run that begins here and now."""
     versions = {**checkpoint.versions(), "python": platform.python_version()}
-    return Origin(checksum(benchmark), versions, [str(device.device_kind) for device in devices])
+    return Origin(fingerprint(benchmark), versions, [str(device.device_kind) for device in devices])
 
 
 def claim(
@@ -68,6 +68,8 @@ def claim(
             f"with; {other}."
         )
     for name in {**here, **there}:
+        if name == "data" and here.get(name) != there.get(name):
+            raise ValueError(f"{folder} holds a run on other data: {_other(there, here)}; {other}.")
         if here.get(name) != there.get(name):
             raise ValueError(
                 f"{folder} holds a run with other settings ({name} is {there.get(name)!r} there, "
@@ -106,6 +108,18 @@ def _changed(content: Mapping[str, Any], origin: Origin) -> list[str]:
         was, now = (", ".join(kind) or "unknown" for kind in kinds)
         changed.append(f"the device was {was}, is {now}")
     return changed
+
+
+def _other(there: dict, here: dict) -> str:
+    """What has changed in the data since a run was started."""
+    if "data" not in there:
+        return "it does not say on which"
+    before, now = there["data"], here["data"]
+    for old, new in zip(before["sets"], now["sets"]):
+        for key in old:
+            if old[key] != new.get(key):
+                return f"{key} of the set {new['set']} is {old[key]!r} there, {new.get(key)!r} here"
+    return f"{before['identifier']} there, {now['identifier']} here"
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from jaxcl.cli.streams import standard_output
-from jaxcl.core.checks import nearest
+from jaxcl.core.checks import check_choice, nearest
 from jaxcl.methods import REGISTRY, check_distinct, find
 from jaxcl.methods.spec import Spec, check_options, check_spec, option
 from jaxcl.report.text import listed
@@ -30,6 +30,7 @@ COMMANDS = {
     "compare": "Train several methods on one sequence of tasks, and show what each forgot.",
     "sweep": "Train one method with every combination of settings, and pick the best.",
     "plot": "Draw a run again, without training.",
+    "report": "Write one or several runs as a web page, one file that needs no network.",
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
     "runs": "List runs: method, benchmark, seeds, state, accuracy, time, size.",
     "show": "Print the results of a run as a table, Markdown, CSV, LaTeX or JSON.",
@@ -46,12 +47,17 @@ class Run:
     """Data, devices and files.
 
     Attributes:
-        benchmark: the sequence of tasks: permuted_digits, split_digits, split_mnist,
-            permuted_mnist, split_fashion_mnist, permuted_fashion_mnist or split_cifar100.
+        benchmark: the sequence of tasks, SEQUENCE_SET, such as permuted_digits or split_cifar100.
+            SEQUENCE is split, permuted, rotated, alphabets, or of several sets subsets or mixture;
+            SET is digits, mnist5k, mnist, fashion_mnist, cifar100, omniglot, tfds:NAME for any set
+            of images of tensorflow-datasets, npz:PATH for arrays or folder:PATH for images in a
+            folder for each class. Options may follow: split_mnist,classes=0-1/2-4/5-9 or
+            split_folder:birds,size=32,order=3; see docs/data.md. MODULE:FUNCTION is one of your
+            own, of a function that gives a data.Benchmark.
         tasks: number of tasks; None takes the benchmark's usual number.
         seeds: number of seeds, which train side by side in one program.
         data_dir: folder of tensorflow-datasets; None takes TFDS_DATA_DIR, else
-            ~/tensorflow_datasets. The digits need none.
+            ~/tensorflow_datasets. Digits, mnist5k and files of your own need none.
         out: folder of all runs.
         name: folder of this run within it; None takes the benchmark's name, and for a sweep
             sweep_METHOD_BENCHMARK.
@@ -99,6 +105,11 @@ class Run:
     override: bool = False
     debug_nans: bool = False
 
+    @property
+    def plain(self) -> str:
+        """The benchmark without its options, by which it has defaults."""
+        return self.benchmark.partition(",")[0]
+
 
 @dataclasses.dataclass(frozen=True)
 class Compare:
@@ -111,6 +122,7 @@ class Compare:
         run: data, devices and files.
         training: how every method trains.
         choices: the methods with all of their options.
+        scenarios: in which they train, one after the other; `training` has the first.
     """
 
     methods: tuple[str, ...]
@@ -118,6 +130,7 @@ class Compare:
     run: Run
     training: Options
     choices: tuple[Choice, ...]
+    scenarios: tuple[str, ...] = ("task",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +178,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
     if args[:1] not in ([name] for name in TRAINING):
         _help(args)
     run = Run(benchmark=_value(args, "--benchmark") or Run.benchmark)
-    shared = recipes.defaults(run.benchmark)
+    shared = recipes.defaults(run.plain)
     if args[:1] == ["sweep"]:
         return _parse_sweep(args, run, shared)
     return _parse_compare(args, run, shared)
@@ -198,6 +211,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     specs = [_find(name) for name in names]
     check_distinct(specs)
     _check_own_names(specs)
+    args, scenarios = _scenarios(args)
     args, for_one = _for_one_method(args, specs)
     aliased = _aliases([spec.options for spec in specs])
     fields: list[tuple] = [
@@ -206,7 +220,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         ("run", _unprefixed(Run), run),
         ("training", _unprefixed(Options), shared),
     ]
-    presets = {spec.name: dict(spec.presets.get(run.benchmark, {})) for spec in specs}
+    presets = {spec.name: dict(spec.presets.get(run.plain, {})) for spec in specs}
     for spec in specs:
         own = {k: v for k, v in presets[spec.name].items() if k in _names(spec.options)}
         if _names(spec.options):
@@ -225,7 +239,42 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         check_options(spec.options, own, lambda field, s=spec: _option(field, s, aliased))
         choices.append(choice)
     _check_shared(words.run, words.training)
-    return Compare(names, words.warn_free, words.run, words.training, tuple(choices))
+    scenarios = scenarios or (str(words.training.scenario),)
+    _check_scenarios(scenarios, choices)
+    return Compare(names, words.warn_free, words.run, words.training, tuple(choices), scenarios)
+
+
+SCENARIOS = ("task", "domain", "class")
+
+
+def _scenarios(args: Sequence[str]) -> tuple[list[str], tuple[str, ...]]:
+    """Words in which the first of several scenarios stands alone; and all of them, or none."""
+    given = _value(args, "--scenario") or ""
+    if "," not in given:
+        return list(args), ()
+    found = tuple(name.strip() for name in given.split(","))
+    for name in found:
+        check_choice("--scenario", name, SCENARIOS)
+        if found.count(name) > 1:
+            raise ValueError(f"--scenario names {name} twice: {given}.")
+    alone = {given: found[0], f"--scenario={given}": f"--scenario={found[0]}"}
+    return [alone.get(word, word) for word in args], found
+
+
+def _check_scenarios(scenarios: Sequence[str], choices: Sequence[Choice]) -> None:
+    """Raises ValueError for a method that trains in none of the scenarios, or in its own."""
+    for choice in choices:
+        name = choice.spec.name
+        if choice.shared.scenario != scenarios[0]:
+            raise ValueError(
+                f"--{name}.scenario differs from the others'; all methods have the same: "
+                f"--scenario task,class compares them in both."
+            )
+        if len(scenarios) > 1 and not {*scenarios} & {*choice.spec.scenarios}:
+            raise ValueError(
+                f"{name} trains in the scenario {', '.join(choice.spec.scenarios)}, not in "
+                f"{listed(scenarios)}."
+            )
 
 
 def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
@@ -560,7 +609,7 @@ def command_line(command: Compare | Sweep) -> str:
     given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
     if isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
-        given |= vars(command.training)
+        given |= {**vars(command.training), "scenario": command.scenarios}
         for choice in command.choices:
             name, shared = choice.spec.name, vars(command.training)
             given |= {f"{name}.{k}": v for k, v in vars(choice.own).items()}

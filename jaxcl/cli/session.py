@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import importlib
 import math
+import re
 import typing
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,11 +23,15 @@ from jaxcl.study.memory import limit_bytes
 from jaxcl.study.programs import Study
 from jaxcl.study.recipes import Choice, Options
 
+# A benchmark of the user's own, MODULE:FUNCTION, whose module is called like no kind of sequence.
+MODULE = re.compile(rf"(?!(?:{'|'.join(data.SEQUENCES)})_)[A-Za-z_][\w.]*:[A-Za-z_]\w*")
+
 
 def folder_of(run: Run, usual: str) -> Path:
-    """The run's folder."""
+    """The run's folder; its usual name may hold a path, of which a name is made."""
+    name = run.name or re.sub(r"[^\w.,=+-]+", "_", usual)[-200:].strip(".")
     try:
-        return run.out.expanduser() / (run.name or usual)
+        return run.out.expanduser() / name
     except RuntimeError as error:  # ~ where there is no home
         raise ValueError(f"--out {run.out} cannot be found: {error}") from error
 
@@ -34,7 +40,10 @@ def load(run: Run, training: Options) -> Benchmark:
     """The benchmark, as images where the network needs them; its inputs fit the network."""
     flat = False if training.network != "mlp" else None
     try:
-        benchmark = data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
+        if MODULE.fullmatch(run.benchmark):
+            benchmark = _of_module(run)
+        else:
+            benchmark = data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
     except RuntimeError as error:  # ~ where there is no home
         raise ValueError(f"the data cannot be found: {error} Give --data-dir.") from error
     reason = _misfit(benchmark, training)
@@ -50,13 +59,28 @@ def load(run: Run, training: Options) -> Benchmark:
     return benchmark
 
 
+def _of_module(run: Run) -> Benchmark:
+    """What a function of the user's own gives, MODULE:FUNCTION."""
+    module, _, function = run.benchmark.partition(":")
+    try:
+        make = getattr(importlib.import_module(module), function)
+    except ImportError as error:
+        raise ValueError(f"the module of {run.benchmark!r} cannot be imported: {error}.") from error
+    except AttributeError:
+        raise ValueError(f"the module {module!r} has no {function!r}.") from None
+    made = make() if run.tasks is None else make(run.tasks)
+    if not isinstance(made, Benchmark):
+        raise ValueError(f"{run.benchmark} gives a {type(made).__name__}, not a data.Benchmark.")
+    return data.check(made)
+
+
 def _misfit(benchmark: Benchmark, training: Options) -> str:
     """Why the network cannot read the benchmark's inputs; "" if it can."""
     if training.network == "mlp":
         return ""
     with sizes_that_exist():
         try:
-            recipes.network(benchmark, training)
+            recipes.network(benchmark, dataclasses.replace(training, init=None))
         except ValueError as error:
             return str(error)
     return ""
@@ -69,6 +93,7 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
         "tasks": len(benchmark.tasks),
         "seeds": run.seeds,
         "inputs": inputs.plain(inputs.of(benchmark)),
+        "data": data.about(benchmark),
         **more,
         **dataclasses.asdict(training),
     }
@@ -115,10 +140,13 @@ def check_size(studies: Sequence[Study], learner: PyTree, choice: Choice) -> Non
 
 def notes(benchmark: Benchmark, training: Options) -> list[str]:
     """What may not be meant as it is asked for, as lines to show."""
+    said = []
+    if benchmark.left_out:
+        said += [f"left out: {listed(benchmark.left_out)}"]
     fewest = min(len(task.train.y) for task in benchmark.tasks)
-    if training.batch <= fewest:
-        return []
-    return [
-        f"warning: --batch {training.batch} is more than the {fewest} examples of a task, so that "
-        f"an epoch is one step"
-    ]
+    if training.batch > fewest:
+        said += [
+            f"warning: --batch {training.batch} is more than the {fewest} examples of a task, so "
+            f"that an epoch is one step"
+        ]
+    return said

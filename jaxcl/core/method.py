@@ -207,7 +207,8 @@ class Measure(NamedTuple):
 
     Attributes:
         name: what it is called in results; `capacity` is the share of the network that the tasks so
-            far use, `overlap` the share that both of two tasks use.
+            far use, `overlap` the share that both of two tasks use, `fewest_units` the number of
+            units that a task uses of the layer where it uses the fewest.
         of: `(theta, state)` -> a scalar, or an array [tasks] or [tasks, tasks].
     """
 

@@ -24,24 +24,49 @@ _PARTS = ("train", "val", "test")
 
 
 class Split(NamedTuple):
-    """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32."""
+    """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32; or, for
+    regression, targets [N, D] float32."""
 
     x: np.ndarray
     y: np.ndarray
 
 
 class Task(NamedTuple):
-    """One task; its labels are 0 .. classes - 1."""
+    """One task; its labels are 0 .. classes - 1, which the set that they are from calls `names`.
+
+    For regression `classes` is D, the number of outputs."""
 
     train: Split
     val: Split
     test: Split
     classes: int
+    names: tuple[str, ...] = ()
+
+
+class Provenance(NamedTuple):
+    """Where examples are from.
+
+    Attributes:
+        set: the name of the set.
+        version: of the set; "" where it has none.
+        sizes: number of examples for training, for validation and for testing.
+        checksum: of the decoded arrays, before they are divided: SHA-256, 16 of its digits.
+    """
+
+    set: str
+    version: str
+    sizes: tuple[int, int, int]
+    checksum: str
 
 
 class Benchmark(NamedTuple):
     """A sequence of tasks whose inputs have one shape; a network sees (x / scale - mean) / std, or
-    tokens as they are: then mean is 0, and std and scale are 1."""
+    tokens as they are: then mean is 0, and std and scale are 1.
+
+    `provenance` says where the examples are from, `identifier` is what makes `load` give the same
+    benchmark again ("" where it is made otherwise), and `left_out` names what is missing of it.
+    `loss` and `metric` are those of `train.Setup`; None for the usual ones, of classes or targets.
+    """
 
     name: str
     tasks: tuple[Task, ...]
@@ -49,7 +74,35 @@ class Benchmark(NamedTuple):
     std: float | tuple[float, ...]
     shape: tuple[int, ...]  # of one x
     scale: float
+    provenance: tuple[Provenance, ...] = ()
+    identifier: str = ""
+    left_out: tuple[str, ...] = ()
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
+    metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
+
+    @property
+    def regression(self) -> bool:
+        """Whether its labels are targets, not classes."""
+        return self.tasks[0].train.y.ndim == 2
+
+
+def checksum(arrays: Sequence[np.ndarray]) -> str:
+    """The checksum of arrays, their shapes and types: SHA-256, 16 of its digits."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def about(benchmark: Benchmark) -> dict[str, Any]:
+    """What settings and results say of the data: identifier, provenance and what is left out."""
+    return {
+        "identifier": benchmark.identifier,
+        "sets": [one._asdict() for one in benchmark.provenance],
+        "left_out": list(benchmark.left_out),
+    }
 
 
 def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
@@ -61,7 +114,7 @@ def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
     constants = [np.asarray(value, np.float32) for value in constants]
 
     def apply(x: jax.Array) -> jax.Array:
-        if _are_tokens(x.dtype):
+        if are_tokens(x.dtype):
             return jnp.asarray(x)
         mean, std, scale = (v.reshape((1,) * (x.ndim - v.ndim) + v.shape) for v in constants)
         return (jnp.asarray(x, jnp.float32) / scale - mean) / std
@@ -78,6 +131,8 @@ def from_arrays(
     std: float | tuple[float, ...] = 1.0,
     scale: float | None = None,
     seed: int = 0,
+    loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+    metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> Benchmark:
     """Makes a benchmark of your own arrays.
 
@@ -85,13 +140,18 @@ def from_arrays(
         name: what reports call it.
         tasks: for each task either the pair (x, y), which is divided 60/20/20 class by class, or
             three such pairs (train, val, test). x [N, ...] uint8, floating point, or tokens, which
-            are integers of any other type; y [N] integers from 0 within the task.
+            are integers of any other type; y [N] integers from 0 within the task, or for regression
+            floats, [N] or [N, D].
         classes: how many classes a task has; None counts them in each task's training labels.
         mean: mean of x / scale; one number, or one for each entry of x's last axis. Tokens are
             never normalized: leave mean, std and scale out.
         std: standard deviation of x / scale, likewise.
         scale: what x is divided by; None means 255 for uint8 and 1 otherwise.
         seed: for the division of pairs.
+        loss: `(outputs [B, C], labels) -> [B]`, of each example; None for cross-entropy of classes,
+            and for squared errors of targets.
+        metric: likewise, what is reported as accuracy, the higher the better; None for accuracy,
+            and for the share of the targets' variance that is explained.
 
     Returns:
         The benchmark, checked.
@@ -103,25 +163,53 @@ def from_arrays(
     >>> from_arrays("mine", [(x, y)]).tasks[0].train.x.shape
     (2, 2)
     """
-    made = []
+    made, given = [], []
     for index, task in enumerate(tasks):
         where = f"{name}, task {index}"
         if len(task) == 2:
-            x, y = _examples(f"{where}, data", task)
-            test, val, train = _stratify(f"{where}, data", y, (0.2, 0.2), seed)
-            task = [(x[rows], y[rows]) for rows in (train, val, test)]
-        if len(task) != 3:
+            x, y = whole = _examples(f"{where}, data", task)
+            test, val, train = _divide(f"{where}, data", y, seed)
+            parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
+            given += whole
+        elif len(task) == 3:
+            pairs = zip(_PARTS, task, strict=True)
+            parts = [_examples(f"{where}, {part}", pair) for part, pair in pairs]
+            given += [array for part in parts for array in part]
+        else:
             raise ValueError(
                 f"{where}: expected (x, y) or (train, val, test), got {len(task)} items."
             )
-        pairs = zip(_PARTS, task, strict=True)
-        train, val, test = (_examples(f"{where}, {part}", pair) for part, pair in pairs)
-        count = int(train.y.max()) + 1 if classes is None else classes
-        made.append(Task(train, val, test, count))
+        count = _count(parts[0].y) if classes is None else classes
+        made.append(Task(parts[0], parts[1], parts[2], count))
     first = made[0].train.x if made else np.zeros(0)
     if scale is None:
         scale = 255.0 if first.dtype == np.uint8 else 1.0
-    return check(Benchmark(name, tuple(made), mean, std, first.shape[1:], scale))
+    whole = Benchmark(name, tuple(made), mean, std, first.shape[1:], scale)
+    benchmark = check(whole._replace(loss=loss, metric=metric))
+    return benchmark._replace(provenance=(provenance(benchmark, given),))
+
+
+def _count(y: np.ndarray) -> int:
+    """The number of classes, or of targets."""
+    return y.shape[1] if y.ndim == 2 else int(y.max()) + 1
+
+
+def _divide(where: str, y: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Rows for testing, for validation and for training."""
+    if y.ndim == 1:
+        return stratify(where, y, (0.2, 0.2), seed)
+    if len(y) < 3:
+        raise ValueError(f"{where}: {len(y)} examples are too few for 3 parts.")
+    rows, held = np.random.default_rng(seed).permutation(len(y)), max(1, round(0.2 * len(y)))
+    return [np.sort(part) for part in np.split(rows, [held, 2 * held])]
+
+
+def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str = "") -> Provenance:
+    """Where a benchmark is from, whose decoded arrays are these."""
+    train, val, test = (
+        sum(len(getattr(task, part).y) for task in benchmark.tasks) for part in _PARTS
+    )
+    return Provenance(benchmark.name, version, (train, val, test), checksum(arrays))
 
 
 def check(benchmark: Benchmark) -> Benchmark:
@@ -143,23 +231,23 @@ def check(benchmark: Benchmark) -> Benchmark:
                 f"{name}: {field} must be one finite number, or one for each channel of {shape}"
                 f"{'' if field == 'mean' else ', above zero'}, got {getattr(benchmark, field)}."
             )
-    tasks, dtype = [], None
+    tasks, dtype, first = [], None, None
     for index, task in enumerate(benchmark.tasks):
         splits = []
         for part, pair in zip(_PARTS, task[:3], strict=True):
             where = f"{name}, task {index}, {part}"
             x, y = _examples(where, pair)
             dtype = x.dtype if dtype is None else dtype
-            if y.max() >= task.classes:
-                raise ValueError(f"{where}: label {y.max()} in a task of {task.classes} classes.")
+            first = y if first is None else first
+            _check_labels(where, y, task.classes, first)
             if x.shape[1:] != shape:
                 raise ValueError(f"{where}: x has shape {x.shape[1:]}, expected {shape}.")
             if x.dtype != dtype:
                 raise ValueError(f"{where}: x is {x.dtype}, but {dtype} in the first task.")
             splits.append(Split(x, y))
         train, val, test = splits
-        tasks.append(Task(train, val, test, task.classes))
-    neutral = {"mean": 0.0, "std": 1.0, "scale": 1.0} if _are_tokens(dtype) else {}
+        tasks.append(Task(train, val, test, task.classes, task.names))
+    neutral = {"mean": 0.0, "std": 1.0, "scale": 1.0} if are_tokens(dtype) else {}
     for field, value in neutral.items():
         if np.any(np.asarray(getattr(benchmark, field)) != value):
             raise ValueError(
@@ -169,12 +257,12 @@ def check(benchmark: Benchmark) -> Benchmark:
     return benchmark._replace(tasks=tuple(tasks), shape=shape)
 
 
-def checksum(benchmark: Benchmark) -> str:
+def fingerprint(benchmark: Benchmark) -> str:
     """A digest of all that a network sees of a benchmark, 64 hexadecimal digits.
 
     >>> x = np.zeros((6, 2), np.uint8)
     >>> first, other = (from_arrays("mine", [(x + i, [0, 0, 0, 1, 1, 1])]) for i in (0, 1))
-    >>> checksum(first) == checksum(first), checksum(first) == checksum(other)
+    >>> fingerprint(first) == fingerprint(first), fingerprint(first) == fingerprint(other)
     (True, False)
     """
     digest = hashlib.sha256()
@@ -186,6 +274,16 @@ def checksum(benchmark: Benchmark) -> str:
             digest.update(repr((array.dtype.str, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _check_labels(where: str, y: np.ndarray, classes: int, first: np.ndarray) -> None:
+    """Raises ValueError for labels that do not fit their task, or the benchmark's first."""
+    if y.ndim != first.ndim:
+        raise ValueError(f"{where}: integers and floats as labels do not mix in one benchmark.")
+    if y.ndim == 2 and not y.shape[1] == classes == first.shape[1]:
+        raise ValueError(f"{where}: {y.shape[1]} targets in a benchmark of {first.shape[1]}.")
+    if y.ndim == 1 and y.max() >= classes:
+        raise ValueError(f"{where}: label {y.max()} in a task of {classes} classes.")
 
 
 def _examples(where: str, pair: Sequence) -> Split:
@@ -200,13 +298,16 @@ def _examples(where: str, pair: Sequence) -> Split:
             f"{where}: x must be integers (uint8 for images, others for tokens) or floating point, "
             f"got {x.dtype}."
         )
-    if y.dtype.kind not in "iu":
-        raise ValueError(f"{where}: labels must be integers, got {y.dtype}.")
-    if x.ndim < 2 or y.ndim != 1 or len(x) != len(y):
+    targets = jnp.issubdtype(y.dtype, np.floating)
+    if y.dtype.kind not in "iu" and not targets:
+        raise ValueError(
+            f"{where}: labels must be integers, or floats for regression, got {y.dtype}."
+        )
+    if x.ndim < 2 or y.ndim not in ((1, 2) if targets else (1,)) or len(x) != len(y):
         raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
     if x.size == 0:
         raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
-    if _are_tokens(x.dtype):
+    if are_tokens(x.dtype):
         low, high = int(x.min()), int(x.max())
         if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
             raise ValueError(f"{where}: tokens must fit int32, got {low} to {high}.")
@@ -215,16 +316,21 @@ def _examples(where: str, pair: Sequence) -> Split:
             x = x.astype(np.float32, copy=False)
         if not np.isfinite(x).all():
             raise ValueError(f"{where}: x holds NaN or infinite values (as float32).")
+    if targets:
+        if not np.isfinite(y).all():
+            raise ValueError(f"{where}: the targets hold NaN or infinite values.")
+        return Split(x, y.astype(np.float32, copy=False).reshape(len(y), -1))
     if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
         raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}.")
     return Split(x, y.astype(np.int32, copy=False))
 
 
-def _are_tokens(dtype: Any) -> bool:
+def are_tokens(dtype: Any) -> bool:
+    """Whether values of this type are tokens: integers other than bytes."""
     return np.dtype(dtype).kind in "iu" and dtype != np.uint8
 
 
-def _stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
+def stratify(where: str, y: np.ndarray, fractions: Sequence[float], seed: int) -> list[np.ndarray]:
     """Rows for each held-out fraction, then the rest; every class is in each of them."""
     rng = np.random.default_rng(seed)
     parts = [[] for _ in (*fractions, "rest")]

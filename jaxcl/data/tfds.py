@@ -11,20 +11,25 @@ from typing import Any
 import numpy as np
 
 from jaxcl.core.checks import load_extra
+from jaxcl.data.images import resize
 
 RECIPE = "tfds.builder({!r}, data_dir={!r}).download_and_prepare(file_format='array_record')"
-_FEATURES = ("image", "label")
+FEATURES = ("image", "label")
+PARTS = ("train", "test")
 _ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
 
-def read(name: str, data_dir: str | os.PathLike | None) -> tuple[np.ndarray, ...]:
+def read(
+    name: str, data_dir: str | os.PathLike | None, size: int | None = None
+) -> tuple[np.ndarray, ...]:
     """The arrays of a prepared set: images and labels for training, then those for testing.
 
     They are kept beside the set, or where that cannot be written in the user's cache.
 
     Args:
-        name: of the set.
+        name: of the set; NAME/CONFIG for one of several configurations.
         data_dir: folder of tensorflow-datasets; None for TFDS_DATA_DIR, else ~/tensorflow_datasets.
+        size: pixels along a side, to which the images are resized; None leaves them as they are.
 
     Raises:
         ValueError: if the set is not prepared, or damaged: the sentence names the file.
@@ -34,16 +39,18 @@ def read(name: str, data_dir: str | os.PathLike | None) -> tuple[np.ndarray, ...
     info = at / "dataset_info.json"
     counts = described(name, info, count)
     digest = hashlib.sha256(info.read_bytes()).hexdigest()[:12]
-    paths = [place / f"jaxcl-{name}-{at.name}-{digest}.npz" for place in (at, *user_cache())]
+    sized = "" if size is None else f"-{size}"
+    file = f"jaxcl-{name.replace('/', '-')}-{at.name}-{digest}{sized}.npz"
+    paths = [place / file for place in (at, *user_cache())]
     for path in paths:
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
                 arrays = tuple(stored[key] for key in _ARRAYS)
         except Exception:  # absent, partial or broken (zip keeps checksums): decode again
             continue
         if fits(arrays, counts):
             return arrays
-    arrays = decode(name, at)
+    arrays = decode(name, at, size)
     for path in paths:
         try:
             save(path, arrays)
@@ -51,6 +58,34 @@ def read(name: str, data_dir: str | os.PathLike | None) -> tuple[np.ndarray, ...
         except OSError:  # not writable: try the next, and do without at last
             continue
     return arrays
+
+
+def check_images(name: str, data_dir: str | os.PathLike | None, size: int | None) -> None:
+    """Raises ValueError, before anything is decoded, for a set that is not one of labelled images.
+
+    Args:
+        name: of the set.
+        data_dir: as for `read`.
+        size: to which images of different sizes are resized.
+    """
+    at = folder(name, data_dir)
+    splits = described(name, at / "dataset_info.json", lambda info: info["splits"])
+    parts = [split["name"] for split in splits]
+    for part in PARTS:
+        if part not in parts:
+            raise ValueError(
+                f"tfds:{name} has the splits {', '.join(parts)}; it takes train and test."
+            )
+    found = described(name, at / "features.json", lambda f: f["featuresDict"]["features"])
+    for feature in FEATURES:
+        if feature not in found:
+            raise ValueError(
+                f"tfds:{name} has the features {', '.join(sorted(found))}; it takes sets with an "
+                f"image and a label."
+            )
+    shape = found["image"].get("image", {}).get("shape", {}).get("dimensions", [])
+    if size is None and any(int(n) < 1 for n in shape[:2]):
+        raise ValueError(f"tfds:{name} has images of different sizes; give size, in pixels.")
 
 
 def described(name: str, file: Path, read: Callable[[Any], Any]) -> Any:
@@ -122,42 +157,63 @@ def folder(name: str, data_dir: str | os.PathLike | None) -> Path:
     )
 
 
-def decode(name: str, folder: Path) -> tuple[np.ndarray, ...]:
-    """Reads all records: array_record without TensorFlow, tfrecord with it."""
+def decode(
+    name: str,
+    folder: Path,
+    size: int | None = None,
+    features: Sequence[str] = FEATURES,
+) -> tuple[np.ndarray, ...]:
+    """Reads all records: array_record without TensorFlow, tfrecord with it.
+
+    Args:
+        name: of the set.
+        folder: of its version.
+        size: pixels along a side, to which images are resized.
+        features: the image, and the numbers that are read beside it.
+    """
     tfds = load_extra("tensorflow_datasets")
-    features = folder / "features.json"
-    described(name, features, lambda f: [f["featuresDict"]["features"][k] for k in _FEATURES])
+    file = folder / "features.json"
+    described(name, file, lambda f: [f["featuresDict"]["features"][k] for k in features])
     arrays = []
-    for part in ("train", "test"):
+    for part in PARTS:
         try:
             builder = tfds.builder_from_directory(folder)
             try:
-                x, y = _by_number(builder, part)
+                found = _by_number(builder, part, size, features)
             except NotImplementedError:  # tfrecord files cannot be read by number
                 recipe = RECIPE.format(name, "ANOTHER_FOLDER")
                 remedy = f"the tfrecord files in {folder} need TensorFlow; install it, or prepare "
                 load_extra("tensorflow", f"{remedy}the set once more by {recipe}")
                 records = tfds.as_numpy(builder.as_dataset(split=part, batch_size=-1))
-                x, y = records["image"], records["label"].astype(np.int32)
+                images, *numbers = (records[key] for key in features)
+                if size is not None:
+                    images = np.stack([resize(image, size) for image in images])
+                found = [images, *(values.astype(np.int32) for values in numbers)]
         except (ImportError, MemoryError):
             raise
         except Exception as error:  # each of the packages below has errors of its own
             raise ValueError(damaged(name, folder / f"{name}-{part}.*", error)) from error
-        arrays += [x, y]
+        arrays += found
     return tuple(arrays)
 
 
-def _by_number(builder: Any, part: str) -> tuple[np.ndarray, np.ndarray]:
+def _by_number(
+    builder: Any, part: str, size: int | None, features: Sequence[str]
+) -> list[np.ndarray]:
     """All records of a part, each by its number."""
     source = builder.as_data_source(part)
-    x = np.empty((len(source), *builder.info.features["image"].shape), np.uint8)
-    y = np.empty(len(source), np.int32)
-    for start in range(0, len(y), 1024):
-        rows = range(start, min(start + 1024, len(y)))
+    shape = builder.info.features["image"].shape
+    shape = shape if size is None else (size, size, shape[-1])
+    x = np.empty((len(source), *shape), np.uint8)
+    numbers = [np.empty(len(source), np.int32) for _ in features[1:]]
+    for start in range(0, len(x), 1024):
+        rows = range(start, min(start + 1024, len(x)))
         records = source.__getitems__(list(rows))
-        x[rows] = [record["image"] for record in records]
-        y[rows] = [record["label"] for record in records]
-    return x, y
+        images = (record[features[0]] for record in records)
+        x[rows] = [image if size is None else resize(image, size) for image in images]
+        for values, key in zip(numbers, features[1:]):
+            values[rows] = [record[key] for record in records]
+    return [x, *numbers]
 
 
 def save(path: Path, arrays: Sequence[np.ndarray]) -> None:

@@ -363,7 +363,7 @@ SPEC = Spec(
     label="CPG",
     build=_build,
     options=CPGOptions,
-    color="#6b7f1d",
+    color="#4d5d18",
     parameters=lambda problem, options, learner: sum(
         leaf.size for leaf in jax.tree.leaves(learner.theta["params"])
     ),

@@ -531,7 +531,7 @@ SPEC = Spec(
     label="DEN",
     build=_build,
     options=DENOptions,
-    color="#b0892c",
+    color="#6d4c41",
     task_limits=of_units.task_limits,
     presets={
         "permuted_digits": {"optimizer": "adam", "learning_rate": 0.003, "pull": 0.05},

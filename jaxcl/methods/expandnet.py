@@ -189,7 +189,7 @@ SPEC = Spec(
     words="ExpandNet (our own definition)",
     build=_build,
     options=ExpandNetOptions,
-    color="#a04a9c",
+    color="#9c27b0",
     task_limits=of_units.task_limits,
     example="--goal 0.9,0.95,0.98",
 )

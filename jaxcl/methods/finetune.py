@@ -32,6 +32,7 @@ SPEC = Spec(
     role="lower",
     scenarios=("task", "domain", "class"),
     by_default=True,
+    presets={"permuted_digits": {"learning_rate": 0.02}, "split_digits": {"learning_rate": 0.02}},
 )
 
 JOINT = Spec(
@@ -43,4 +44,5 @@ JOINT = Spec(
     role="upper",
     scenarios=("task", "domain", "class"),
     by_default=True,
+    presets={"permuted_digits": {"learning_rate": 0.02}},
 )

@@ -230,6 +230,7 @@ def hat(
         measures=(
             Measure("capacity", capacity),
             Measure("overlap", lambda t, _: overlap(wiring, t["params"], t["embeddings"])),
+            Measure("fewest_units", lambda t, _: _fewest(open_gates(t["embeddings"]))),
         ),
         isolates=True,
         tasks=tasks,
@@ -420,6 +421,11 @@ def open_gates(embeddings: PyTree) -> dict[str, jax.Array]:
     return {name: jnp.sum(table > 0, axis=-1) for name, table in embeddings.items()}
 
 
+def _fewest(units: dict[str, jax.Array]) -> jax.Array:
+    """The fewest open units of any gate, for each task."""
+    return jnp.stack(list(units.values())).min(axis=0)
+
+
 def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
     """The share of the network's weights that both of two tasks use: between two open gates.
 
@@ -468,4 +474,8 @@ SPEC = Spec(
     example="--s-max 100,200,400 --c 0.5,0.75,1",
     reference="Serra et al., Overcoming catastrophic forgetting with hard attention (2018)",
     by_default=True,
+    presets={
+        "permuted_digits": {"s_max": 50.0, "c": 0.25},
+        "split_digits": {"learning_rate": 0.1, "s_max": 200.0, "c": 0.25},
+    },
 )

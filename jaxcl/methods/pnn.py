@@ -357,6 +357,7 @@ SPEC = Spec(
     ),
     reference="Rusu et al., Progressive Neural Networks (2016)",
     by_default=True,
+    presets={"split_digits": {"alpha": 0.1}},
 )
 
 INDEPENDENT = Spec(

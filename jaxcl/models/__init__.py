@@ -22,6 +22,7 @@ from jaxcl.models.builtin import (
 )
 from jaxcl.models.chain import Chain, Unit
 from jaxcl.models.resnet import ResNet18
+from jaxcl.models.saved import read_weights, start_from
 
 __all__ = [
     "MLP",
@@ -39,6 +40,8 @@ __all__ = [
     "from_nnx",
     "mlp",
     "parameter_count",
+    "read_weights",
     "resnet18",
+    "start_from",
     "vgg16",
 ]

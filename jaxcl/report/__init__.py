@@ -7,6 +7,7 @@ from jaxcl.report.export import records, to_csv, to_latex, to_pandas
 from jaxcl.report.paired import Pair, pairs
 from jaxcl.report.reading import read
 from jaxcl.report.results import MethodResults, Results, Row, Shown, summary
+from jaxcl.report.scenarios import scenarios_markdown, scenarios_table, write_scenarios
 from jaxcl.report.tables import markdown, table, usage
 from jaxcl.report.wording import sentence
 from jaxcl.report.write import draw, plots, write
@@ -23,6 +24,8 @@ __all__ = [
     "plots",
     "read",
     "records",
+    "scenarios_markdown",
+    "scenarios_table",
     "sentence",
     "summary",
     "table",
@@ -31,4 +34,5 @@ __all__ = [
     "to_pandas",
     "usage",
     "write",
+    "write_scenarios",
 ]

@@ -161,6 +161,8 @@ class Row(NamedTuple):
         diverged: number of seeds whose training diverged; the intervals leave them out.
         keeps_all: in no seed does any task's accuracy ever change once it is trained.
         at_chance: what it ends at is no better than guessing.
+        unlearned: number of tasks whose accuracy is no better once they are trained.
+        closed: number of tasks, over all seeds, of which a layer uses no unit.
         shown: how the method appears.
     """
 
@@ -175,6 +177,8 @@ class Row(NamedTuple):
     diverged: int
     keeps_all: bool
     at_chance: bool
+    unlearned: int
+    closed: int
     shown: Shown
 
 
@@ -229,7 +233,9 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
     in_order = method.shown.role != "upper"
     forgetting = metrics.forgetting(accuracy)
     ends = interval(metrics.average_accuracy(accuracy))
-    worst = None if chance is None else chance + AT_CHANCE * (1 - chance)
+    worst = -1.0 if chance is None else chance + AT_CHANCE * (1 - chance)
+    learned = np.diagonal(accuracy, axis1=1, axis2=2).mean(axis=0)
+    fewest = method.measures.get("fewest_units", np.ones(1))
     return Row(
         name,
         accuracy=ends,
@@ -241,7 +247,9 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
         seconds=method.seconds,
         diverged=sum(at is not None for at in method.diverged),
         keeps_all=in_order and _keeps_all(accuracy),
-        at_chance=worst is not None and bool(ends.mean <= worst),
+        at_chance=bool(ends.mean <= worst),
+        unlearned=int(np.sum(learned <= worst)),
+        closed=int(np.sum(fewest == 0)),
         shown=method.shown,
     )
 

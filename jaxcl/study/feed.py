@@ -26,8 +26,8 @@ def examples_by_task(
     if setup.mixed:
         mixture, validation = mixed([task.train for task in tasks]), stack([t.val for t in tasks])
         return lambda task: (mixture(task), validation if validated else None)
-    length = max(task.train.y.size for task in tasks)
-    validation_length = max(task.val.y.size for task in tasks)
+    length = max(len(task.train.y) for task in tasks)
+    validation_length = max(len(task.val.y) for task in tasks)
 
     def own(task):
         data = train.examples(*tasks[task].train, length=length)
@@ -40,7 +40,7 @@ def examples_by_task(
 
 def stack(splits: Sequence[Split]) -> Data:
     """The examples of all tasks, with a leading [tasks] axis."""
-    length = max(split.y.size for split in splits)
+    length = max(len(split.y) for split in splits)
     padded = [train.examples(*split, length=length) for split in splits]
     return jax.tree.map(lambda *leaves: np.stack(leaves), *padded)
 
@@ -49,8 +49,8 @@ def mixed(splits: Sequence[Split]) -> Callable[[int], Data]:
     """The examples of all tasks in a row, of which the result counts those up to a given task."""
     x = np.concatenate([split.x for split in splits])
     y = np.concatenate([split.y for split in splits])
-    task_of = np.concatenate([np.full(s.y.size, t, np.int32) for t, s in enumerate(splits)])
-    counts = np.cumsum([split.y.size for split in splits])
+    task_of = np.concatenate([np.full(len(s.y), t, np.int32) for t, s in enumerate(splits)])
+    counts = np.cumsum([len(split.y) for split in splits])
     return lambda task: Data(x, y, np.int32(counts[task]), task_of)
 
 

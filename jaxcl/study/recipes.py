@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcl import models
@@ -22,9 +23,11 @@ from jaxcl.data.benchmark import Benchmark, normalize
 from jaxcl.methods import Built, Problem, Spec, find
 from jaxcl.methods.spec import check_options, option, swept_names
 from jaxcl.study.programs import Study, build, divide
+from jaxcl.train.losses import accuracy, cross_entropy, explained, squared_error
 from jaxcl.train.types import Setup
 
 NORMS = "norm"  # in the paths of the built-in networks' norms
+MOST_EPOCHS, MOST_STEPS = 10**6, 2**31 - 1  # steps are counted in int32
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class Options:
     Attributes:
         network: the architecture.
         hidden: widths of the MLP's hidden layers.
+        init: an `.npz` of weights to start from, as `jaxcl export` writes it; heads, and what it
+            leaves out, start afresh.
         optimizer: momentum is 0.9; adamw is adam with a weight decay of 1e-4 unless said otherwise.
         learning_rate: step size.
         weight_decay: share of the step size by which kernels decay in a step; biases, norms and
@@ -52,12 +57,14 @@ class Options:
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
         scenario: what a network is told: the task, and has a head for it; nothing, with one head
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
+            "jaxcl compare" takes several, as in task,class, and shows them side by side.
         unseen: in the scenario class, whether logits of classes still to come are masked or kept.
         precision: type of the network's arithmetic; parameters and masks are float32.
     """
 
     network: Literal["mlp", "alexnet", "resnet18", "vgg16"] = "mlp"
     hidden: tuple[int, ...] = option((100, 100), least=1)
+    init: str | None = None
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     learning_rate: float = option(0.05, above=0, sweep=True)
     weight_decay: float = option(0.0, least=0, sweep=True)
@@ -65,8 +72,8 @@ class Options:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     reset_optimizer: bool = True
     batch: int = option(32, least=1)
-    epochs: int = option(30, least=1)
-    steps: int | None = option(None, least=1)
+    epochs: int = option(30, least=1, most=MOST_EPOCHS)
+    steps: int | None = option(None, least=1, most=MOST_STEPS)
     select: Literal["loss", "accuracy"] | None = None
     patience: int | None = option(None, least=1)
     norm: Literal["frozen", "per_task"] = "frozen"
@@ -102,11 +109,13 @@ def defaults(benchmark: str) -> Options:
     >>> defaults("split_mnist").hidden
     (400, 400)
     """
+    if benchmark.endswith("mnist5k"):
+        return Options(epochs=10 if benchmark.startswith("split") else 5)
     if benchmark.endswith("mnist"):
         return Options(hidden=(400, 400), batch=64, epochs=2)
     if benchmark.endswith("cifar100"):
         return Options(network="alexnet", batch=64, epochs=30)
-    return Options(epochs=10 if benchmark == "permuted_digits" else 30)
+    return Options(epochs=20 if benchmark == "permuted_digits" else 30)
 
 
 def choose(method: str | Spec, options: Options | None = None, **changes: Any) -> Choice:
@@ -222,13 +231,17 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
     if options.network == "mlp":
         size, hidden = math.prod(benchmark.shape), scaled(*options.hidden)
-        return models.mlp(size, hidden=hidden, **options_of_all)
-    make, widths = {
-        "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
-        "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
-        "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
-    }[options.network]
-    return make(benchmark.shape, **widths, **options_of_all)
+        model = models.mlp(size, hidden=hidden, **options_of_all)
+    else:
+        make, widths = {
+            "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
+            "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
+            "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
+        }[options.network]
+        model = make(benchmark.shape, **widths, **options_of_all)
+    if options.init is None or width > 1:  # room to grow into starts as it is
+        return model
+    return models.start_from(model, models.read_weights(options.init))
 
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
@@ -270,6 +283,7 @@ def recipe(
     check(choice)
     limit = tasks or len(benchmark.tasks)
     _check_scenario(choice, benchmark)
+    loss, metric = judged_by(benchmark)
     prepare, x = normalize(benchmark), benchmark.tasks[0].train.x
     sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
@@ -277,6 +291,8 @@ def recipe(
     def setup(settings: Mapping[str, jax.Array]) -> Setup:
         chosen = with_settings(choice, settings)
         built, shared = _built(chosen, benchmark, limit), chosen.shared
+        if benchmark.regression:
+            _check_targets(choice.spec.name, built)
         return Setup(
             method=built.method,
             model=built.model,
@@ -293,13 +309,34 @@ def recipe(
             sample=sample,
             scenario=shared.scenario,
             unseen=shared.unseen,
+            loss=loss,
+            metric=metric,
         )
 
     return setup
 
 
+def judged_by(benchmark: Benchmark) -> tuple[Callable, Callable]:
+    """The loss and the metric of a benchmark: its own, or those of classes or of targets."""
+    loss, metric = cross_entropy, accuracy
+    if benchmark.regression:
+        y = np.concatenate([task.train.y for task in benchmark.tasks])
+        variance = y.var(axis=0)
+        loss, metric = squared_error, explained(np.where(variance > 0, variance, 1.0))
+    return benchmark.loss or loss, benchmark.metric or metric
+
+
+def _check_targets(name: str, built: Built) -> None:
+    """Raises ValueError for a method whose definition speaks of classes."""
+    method = built.method
+    if method.online is not None or method.consolidate is not None or method.auxiliary is not None:
+        raise ValueError(f"{name} is defined for classes; it cannot be trained on targets.")
+
+
 def _check_scenario(choice: Choice, benchmark: Benchmark) -> None:
     each = {task.classes for task in benchmark.tasks}
+    if choice.shared.scenario == "class" and benchmark.regression:
+        raise ValueError(f"{benchmark.name}: the scenario 'class' needs classes, not targets.")
     if choice.shared.scenario == "domain" and len(each) > 1:
         raise ValueError(
             f"{benchmark.name}: the scenario 'domain' needs tasks of the same classes, but they "

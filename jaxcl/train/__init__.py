@@ -17,7 +17,7 @@ from jaxcl.train.lifecycle import (
     start,
 )
 from jaxcl.train.loop import end_epoch, epoch, steps
-from jaxcl.train.losses import accuracy, cross_entropy, squared_error
+from jaxcl.train.losses import accuracy, cross_entropy, explained, squared_error
 from jaxcl.train.types import (
     Data,
     EarlyStopping,
@@ -48,6 +48,7 @@ __all__ = [
     "evaluate",
     "evaluate_all",
     "examples",
+    "explained",
     "forget_task",
     "frozen_features",
     "grow",

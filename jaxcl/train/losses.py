@@ -1,5 +1,7 @@
 """Losses and metrics of single rows: what `Setup.loss` and `Setup.metric` may be."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -37,3 +39,24 @@ def squared_error(outputs: jax.Array, targets: jax.Array) -> jax.Array:
     [0. 4.]
     """
     return jnp.mean((outputs - targets.reshape(outputs.shape)) ** 2, axis=-1)
+
+
+def explained(variance: jax.typing.ArrayLike) -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """The metric whose mean over rows is the share of the targets' variance that is explained.
+
+    Args:
+        variance: of each target, float [D] above 0, around what a prediction is to be better than.
+
+    Returns:
+        `(outputs [B, D], targets [B, D]) -> float [B]`, at most 1; its mean is 0 for outputs that
+        are the targets' mean throughout.
+
+    >>> print(explained(4.0)(jnp.array([[1.0], [2.0]]), jnp.array([[1.0], [4.0]])))
+    [1. 0.]
+    """
+
+    def metric(outputs: jax.Array, targets: jax.Array) -> jax.Array:
+        error = (outputs - targets.reshape(outputs.shape)) ** 2
+        return jnp.mean(1 - error / jnp.broadcast_to(jnp.asarray(variance), error.shape), axis=-1)
+
+    return metric

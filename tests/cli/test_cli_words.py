@@ -58,6 +58,8 @@ def snapshot(folder):
         ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
         ("compare --seeds 0", "--seeds must be at least 1, got 0"),
         ("compare --epochs 0", "--epochs must be at least 1, got 0"),
+        ("compare --epochs 100000000", "--epochs must be at most 1,000,000, got 100000000"),
+        ("compare --steps 3000000000", "--steps must be at most 2,147,483,647, got 3000000000"),
         ("compare --patience 0", "--patience must be at least 1, got 0"),
         ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
         ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
@@ -102,6 +104,24 @@ def snapshot(folder):
         ),
         ("compare --name a\x1bb", "holds what cannot be printed"),
         ("compare --out \udcff", r"'\udcff' holds what cannot be printed"),
+        ("compare --scenario task,klass", "--scenario must be one of 'task', 'domain', 'class'"),
+        ("compare --scenario task,task", "--scenario names task twice: task,task"),
+        ("compare --scenario class,domain", "pnn trains in the scenario task, not in class and"),
+        (
+            "compare --methods finetune,ewc --ewc.scenario class",
+            "--ewc.scenario differs from the others'; all methods have the same",
+        ),
+        (
+            "compare --methods finetune --benchmark split_digits,classes=0-2/3-4 "
+            "--scenario task,domain --devices 1",
+            "'domain' needs tasks of the same classes, but they have 2, 3",
+        ),
+        ("compare --benchmark split_digits,classes=0-1/1-2", "class 1 is listed twice"),
+        ("compare --benchmark mixture_digits,mnist5k", "differ in size (digits 8 x 8, mnist5k 28"),
+        ("compare --benchmark split_digits,tasks=2 --tasks 5", "says tasks=2, but 5 is asked for"),
+        ("compare --benchmark split_npz:nowhere.npz", "nowhere.npz cannot be read: No such file"),
+        ("compare --benchmark split_folder:nowhere", "nowhere is no folder"),
+        ("compare --benchmark split_tfds:nothing --data-dir .", "nothing is not prepared in"),
         (f"compare --name {'a' * 300}", "--name must be at most 255 bytes long, got 300"),
     ],
 )
@@ -169,7 +189,7 @@ def test_methods_in_any_spelling(words):
 
 def test_defaults_follow_the_benchmark():
     command = parse(["compare"])
-    assert command.training == Options(epochs=10)
+    assert command.training == Options(epochs=20)
     assert command.run.benchmark == "permuted_digits"
     for words in (["--benchmark", "split_mnist"], ["--benchmark=split_mnist"]):
         training = parse(["compare", *words, "--epochs", "3"]).training
@@ -203,7 +223,7 @@ def test_help(words, capsys):
     assert "usage: jaxcl" in out
     if words != "--help":
         assert "--benchmark" in out
-        assert "permuted_fashion_mnist" in out
+        assert "fashion_mnist" in out
         assert "--learning-rate" in out
 
 

@@ -22,6 +22,24 @@ def pair(n=30, classes=3, shape=(4,), dtype=np.float32):
     return x, np.arange(n) % classes
 
 
+def test_targets_of_a_regression():
+    x, y = pair()
+    made = data.from_arrays("curve", [(x, y * 0.5), (x, y[:, None] * 0.25)])
+    assert made.regression and [task.classes for task in made.tasks] == [1, 1]
+    for task in made.tasks:
+        assert [len(part.y) for part in task[:3]] == [18, 6, 6]
+        assert task.train.y.shape == (18, 1) and task.train.y.dtype == np.float32
+    assert data.permuted(made._replace(tasks=made.tasks[:1]), 2).regression
+    with pytest.raises(ValueError, match="there are no classes, as the labels are floats"):
+        data.split(made._replace(tasks=made.tasks[:1]), 2)
+    with pytest.raises(ValueError, match="task 1, train: 2 targets in a benchmark of 1"):
+        data.from_arrays("curve", [(x, y * 0.5), (x, np.stack([y, y], 1) * 0.5)])
+    with pytest.raises(ValueError, match="the targets hold NaN"):
+        data.from_arrays("curve", [(x, y * np.nan)])
+    with pytest.raises(ValueError, match="2 examples are too few for 3 parts"):
+        data.from_arrays("curve", [(x[:2], y[:2] * 0.5)])
+
+
 # Sequences
 
 
@@ -199,7 +217,8 @@ def with_value(x, value):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda x, y: (x, y.astype(float)), "labels must be integers, got float64"),
+        (lambda x, y: (x, y.astype(float)), "integers and floats as labels do not mix"),
+        (lambda x, y: (x, y > 1), "labels must be integers, or floats for regression, got bool"),
         (lambda x, y: (x, y - 1), "labels must count from 0, got -1"),
         (lambda x, y: (x, y + 1), "label 3 in a task of 3 classes"),
         (lambda x, y: (x, y + 2**40), "labels must count from 0"),

@@ -324,12 +324,13 @@ def test_a_small_network_that_closed_is_seen_in_its_open_gates():
         epochs = jnp.tile(jnp.linspace(0, 1, 10), 20)
         theta = jax.lax.scan(step, (theta, tx.init(theta)), epochs)[0][0]
         right = jnp.argmax(mlp().apply(method.view(theta, state, 0), {}, x)[0], -1) == y
-        return jnp.mean(right), open_gates(theta["embeddings"])
+        fewest = next(m for m in method.measures if m.name == "fewest_units").of(theta, state)
+        return jnp.mean(right), open_gates(theta["embeddings"]), fewest
 
-    accuracy, gates = learn(0.0)
-    assert accuracy > 0.7 and min(gates.values()) > 0
-    accuracy, gates = learn(0.75)
-    assert accuracy < 0.6 and max(gates.values()) == 0
+    accuracy, gates, fewest = learn(0.0)
+    assert accuracy > 0.7 and min(gates.values()) == fewest > 0
+    accuracy, gates, fewest = learn(0.75)
+    assert accuracy < 0.6 and max(gates.values()) == fewest == 0
 
 
 # What the network computes with

@@ -305,3 +305,25 @@ def test_a_missing_extra_is_named(module, call, monkeypatch):
     monkeypatch.setitem(sys.modules, module, None)  # Python's own mark of "cannot be imported"
     with pytest.raises(ImportError, match=rf'{module}.*pip install "jaxcl\[experiments\]"'):
         call(study(hat=KEEPS))
+
+
+def test_tasks_that_taught_nothing_are_counted_though_the_mean_is_above_chance():
+    """Four of five tasks at chance after their own training, the last one learned."""
+    accuracy = np.full((3, 5, 5), 0.5)
+    accuracy[:, -1, -1] = 0.98
+    silent = method([0.5] * 3, tasks=5) | {"accuracy": accuracy.tolist()}
+    said = report.sentence(study(tasks=5, packnet=silent) | {"chance": 0.5})
+    assert "PackNet learns nothing in 4 of 5 tasks" in said
+    assert "learns nothing" not in report.sentence(
+        study(tasks=5, packnet=method([0.5] * 3, tasks=5)) | {"chance": 0.5}
+    )
+
+
+def test_a_layer_without_units_is_said():
+    units = np.full((3, 3), 7)
+    units[1, 2] = 0
+    dead = method([0.9] * 3) | {"measures": {"fewest_units": units.tolist()}}
+    said = report.sentence(study(hat=dead))
+    assert "HAT closes a whole layer in 1 task of 9 trained" in said
+    dead["measures"]["fewest_units"][1][2] = 1
+    assert "closes" not in report.sentence(study(hat=dead))

@@ -1,0 +1,227 @@
+"""Sets in a user's own files: an archive of arrays, or images in a folder for each class."""
+
+import os
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcl.core.checks import load_extra
+from jaxcl.data.benchmark import Benchmark, from_arrays, provenance, stratify
+from jaxcl.data.images import resize
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
+_GREY = ("1", "L", "LA", "I", "I;16")
+
+
+def npz(path: str | os.PathLike, *, seed: int = 0, validation: float | None = None) -> Benchmark:
+    """A set of one task in an archive of arrays, as `numpy.savez` writes it.
+
+    Args:
+        path: of the archive. It holds `x` and `y`, which are divided 60/20/20 class by class; or
+            `x_train`, `y_train`, `x_test` and `y_test`, and `x_val` and `y_val` or none, in whose
+            place a share of the training examples is held out. `from_arrays` says what they may be.
+        seed: for the division.
+        validation: that share; 0.1 by default.
+
+    Raises:
+        ValueError: for a file that is no such archive, arrays that are missing, objects.
+    """
+    path = Path(path).expanduser()
+    found = _arrays(path)
+    if {"x", "y"} <= found.keys():
+        return from_arrays(path.stem, [(found["x"], found["y"])], seed=seed)
+    needed = ("x_train", "y_train", "x_test", "y_test")
+    if missing := [key for key in needed if key not in found]:
+        raise ValueError(
+            f"{path} holds {', '.join(sorted(found)) or 'nothing'}; it needs x and y, or "
+            f"{', '.join(missing)}."
+        )
+    train, test = (found["x_train"], found["y_train"]), (found["x_test"], found["y_test"])
+    val = (found["x_val"], found["y_val"]) if {"x_val", "y_val"} <= found.keys() else None
+    return official(path.stem, train, test, val, seed=seed, validation=validation)
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an archive, by name."""
+    try:
+        with open(path, "rb") as file:
+            stored = np.load(file, allow_pickle=False)
+            if isinstance(stored, np.ndarray):
+                raise ValueError(f"{path} is one array, not an archive of several (.npz).")
+            return {key: _array(path, stored, key) for key in stored.files}
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except (zipfile.BadZipFile, EOFError) as error:
+        raise ValueError(f"{path} is no archive of arrays (.npz): {error}.") from error
+    except ValueError as error:
+        if str(error).startswith(str(path)):
+            raise
+        raise ValueError(f"{path} is no archive of arrays (.npz).") from error
+
+
+def _array(path: Path, stored: Any, key: str) -> np.ndarray:
+    try:
+        return stored[key]
+    except ValueError as error:
+        kind = "Python objects" if "pickle" in str(error) else "what numpy cannot read"
+        raise ValueError(f"{path}: {key!r} holds {kind}; save arrays of numbers.") from error
+
+
+def official(
+    name: str,
+    train: Sequence[Any],
+    test: Sequence[Any],
+    val: Sequence[Any] | None = None,
+    *,
+    seed: int = 0,
+    validation: float | None = None,
+    **options: Any,
+) -> Benchmark:
+    """A set that says itself what is for testing; a share of the rest is for validation.
+
+    Args:
+        name: of the set.
+        train: x and y.
+        test: likewise.
+        val: likewise; None holds out a share of `train`, class by class.
+        seed: for that share.
+        validation: that share, above 0 and below 1; 0.1 by default.
+        **options: of `from_arrays`.
+    """
+    share = 0.1 if validation is None else validation
+    if not 0 < share < 1:
+        raise ValueError(f"{name}: validation must be above 0 and below 1, got {share}.")
+    given = [np.asarray(array) for array in (*train, *(val or ()), *test)]
+    if val is None:
+        x, y = np.asarray(train[0]), np.asarray(train[1])
+        if len(x) != len(y):
+            raise ValueError(f"{name}, train: {len(x)} examples and {len(y)} labels.")
+        held, rest = stratify(f"{name}, train", y, (share,), seed)
+        train, val = (x[rest], y[rest]), (x[held], y[held])
+    benchmark = from_arrays(name, [(train, val, test)], **options)
+    return benchmark._replace(provenance=(provenance(benchmark, given),))
+
+
+def folder(
+    path: str | os.PathLike,
+    *,
+    seed: int = 0,
+    validation: float | None = None,
+    size: int | None = None,
+    skip_corrupt: bool = False,
+) -> Benchmark:
+    """A set of one task in a folder of images, with a folder for each class.
+
+    Args:
+        path: of the folder. It holds the folders `train` and `test` and perhaps `val`, with the
+            same classes in each; or the classes, whose images are divided 60/20/20. A class may lie
+            deeper: it is called by its path, such as Greek/alpha.
+        seed: for the division.
+        validation: share of `train` that is held out where there is no `val`; 0.1 by default.
+        size: pixels along a side, to which all images are resized; None where they have one size.
+        skip_corrupt: leave out images that cannot be read, and name them in `left_out`.
+
+    Raises:
+        ValueError: for a folder without classes, an image that cannot be read or has another size
+            than the first, or different classes in `train` and `test`; it names the file.
+        ImportError: if pillow is missing.
+    """
+    path = Path(path).expanduser()
+    if not path.is_dir():
+        raise ValueError(f"{path} is no folder.")
+    parts = [part for part in ("train", "val", "test") if (path / part).is_dir()]
+    parted = {"train", "test"} <= {*parts}
+    roots = [path / part for part in parts] if parted else [path]
+    files = [files_by_class(root) for root in roots]
+    classes = sorted(files[0])
+    for root, own in zip(roots, files):
+        if sorted(own) != classes:
+            odd = sorted({*own} ^ {*classes})[0]
+            raise ValueError(f"{root}: the class {odd} is not in each of {', '.join(parts)}.")
+    read = [_read(own, classes, size, skip_corrupt) for own in files]
+    left_out = tuple(str(file) for *_, skipped in read for file in skipped)
+    arrays = _one_kind(path, [(images, labels) for images, labels, _ in read])
+    if parted:
+        of = dict(zip(parts, arrays))
+        made = official(
+            path.name, of["train"], of["test"], of.get("val"), seed=seed, validation=validation
+        )
+    else:
+        made = from_arrays(path.name, arrays, seed=seed)
+    tasks = (made.tasks[0]._replace(names=tuple(classes)),)
+    return made._replace(tasks=tasks, left_out=left_out)
+
+
+def files_by_class(root: Path) -> dict[str, list[Path]]:
+    """The images of each class, in order; a class is a folder that holds images."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob("*")):
+        hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
+        if file.suffix.lower() in IMAGES and file.parent != root and not hidden and file.is_file():
+            found.setdefault(file.parent.relative_to(root).as_posix(), []).append(file)
+    if len(found) < 2:
+        raise ValueError(
+            f"{root} holds {len(found)} folders with images; it needs one for each class."
+        )
+    return found
+
+
+def open_image(file: Path) -> np.ndarray:
+    """An image of bytes, [H, W, 1] if it is grey, else [H, W, 3].
+
+    Raises:
+        ValueError: if it cannot be read; it names the file.
+    """
+    pil: Any = load_extra("PIL.Image")
+    try:
+        with pil.open(file) as image:
+            mode = "L" if image.mode in _GREY else "RGB"
+            pixels = np.asarray(image.convert(mode))
+    except Exception as error:  # pillow has many of its own
+        raise ValueError(f"the image {file} cannot be read: {error}.") from error
+    return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def _read(
+    files: dict[str, list[Path]], classes: Sequence[str], size: int | None, skip_corrupt: bool
+) -> tuple[list[np.ndarray], np.ndarray, list[Path]]:
+    """Images and labels, and the files that are left out."""
+    images, labels, skipped, first = [], [], [], None
+    for label, name in enumerate(classes):
+        for file in files[name]:
+            try:
+                image = open_image(file)
+            except ValueError:
+                if not skip_corrupt:
+                    raise
+                skipped.append(file)
+                continue
+            image = image if size is None else resize(image, size)
+            first = first or (file, image.shape[:2])
+            if image.shape[:2] != first[1]:
+                sizes = [f"{shape[1]} x {shape[0]}" for shape in (image.shape, first[1])]
+                raise ValueError(
+                    f"{file} has {sizes[0]} pixels, {first[0]} has {sizes[1]}; give size, in "
+                    f"pixels, to bring all images to one."
+                )
+            images.append(image)
+            labels.append(label)
+    if not images:
+        raise ValueError(f"none of the {len(skipped)} images can be read, such as {skipped[0]}.")
+    return images, np.asarray(labels, np.int32), skipped
+
+
+def _one_kind(path: Path, parts: list) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Images as one array each part: grey if all of them are, else of three channels."""
+    every = [image.shape for images, _ in parts for image in images]
+    if len({shape[:2] for shape in every}) > 1:
+        raise ValueError(f"{path}: the images differ in size from part to part; give size.")
+    channels = max((shape[-1] for shape in every), default=1)
+
+    def wide(image: np.ndarray) -> np.ndarray:
+        return np.repeat(image, channels // image.shape[-1], axis=-1)
+
+    return [(np.stack([wide(image) for image in images]), y) for images, y in parts]

@@ -1,0 +1,92 @@
+"""Images of one size and one number of channels."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxcl.core.checks import check_count, load_extra
+from jaxcl.data.benchmark import Benchmark
+
+LARGEST = 4096  # pixels along a side
+
+
+def resize(image: np.ndarray, size: int) -> np.ndarray:
+    """An image [H, W, C] of bytes at another size, [size, size, C], bilinear."""
+    if image.shape[:2] == (size, size):
+        return image
+    pil: Any = load_extra("PIL.Image")
+    grey = image.shape[-1] == 1
+    small = pil.fromarray(image[..., 0] if grey else image).resize(
+        (size, size), pil.Resampling.BILINEAR
+    )
+    return np.asarray(small).reshape(size, size, image.shape[-1])
+
+
+def resized(benchmark: Benchmark, size: int) -> Benchmark:
+    """A benchmark whose images [H, W, C] are size x size.
+
+    Args:
+        benchmark: of images of bytes.
+        size: pixels along a side.
+
+    Raises:
+        ValueError: if the examples are no images of bytes.
+    """
+    check_count(f"{benchmark.name}: size", size, LARGEST)
+    if benchmark.shape[:2] == (size, size):
+        return benchmark
+    if not _are_images(benchmark):
+        raise ValueError(
+            f"{benchmark.name}: size is for images [H, W, C] of bytes, got {benchmark.shape}."
+        )
+    return _changed(benchmark, lambda x: np.stack([resize(image, size) for image in x]))
+
+
+def alike(name: str, benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+    """Benchmarks of images with one size, one scale and one number of channels.
+
+    Raises:
+        ValueError: for examples that are no images of bytes, or images of different sizes.
+    """
+    for one in benchmarks:
+        if not _are_images(one):
+            raise ValueError(f"{name}: {one.name} holds no images [H, W, C] of bytes.")
+    if len({one.shape[:2] for one in benchmarks}) > 1:
+        sizes = ", ".join(f"{one.name} {one.shape[0]} x {one.shape[1]}" for one in benchmarks)
+        raise ValueError(f"{name}: the images differ in size ({sizes}); give size, in pixels.")
+    channels = max(one.shape[-1] for one in benchmarks)
+    made = []
+    for one in benchmarks:
+        if one.shape[-1] not in (1, channels):
+            raise ValueError(f"{name}: {one.name} has {one.shape[-1]} channels, not {channels}.")
+        factor = 255 / one.scale
+        if factor != 1:
+            one = _changed(one, lambda x, f=factor: np.round(x * f).astype(np.uint8))
+            one = one._replace(scale=255.0)
+        if one.shape[-1] != channels:
+            one = _changed(one, lambda x: np.repeat(x, channels, axis=-1))
+        made.append(one)
+    return made
+
+
+def flattened(benchmark: Benchmark) -> Benchmark:
+    """A benchmark whose inputs are vectors."""
+    if len(benchmark.shape) == 1:
+        return benchmark
+    if np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
+        raise ValueError(f"{benchmark.name}: images of several channels cannot be flat.")
+    return _changed(benchmark, lambda x: x.reshape(len(x), -1))
+
+
+def _are_images(benchmark: Benchmark) -> bool:
+    return len(benchmark.shape) == 3 and benchmark.tasks[0].train.x.dtype == np.uint8
+
+
+def _changed(benchmark: Benchmark, change) -> Benchmark:
+    """Each split's inputs changed."""
+    tasks = []
+    for task in benchmark.tasks:
+        train, val, test = (part._replace(x=change(part.x)) for part in task[:3])
+        tasks.append(task._replace(train=train, val=val, test=test))
+    return benchmark._replace(tasks=tuple(tasks), shape=tasks[0].train.x.shape[1:])

@@ -1,0 +1,104 @@
+"""One comparison in several scenarios, side by side: a table and a plot."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jaxcl.core.checks import load_extra
+from jaxcl.report import text
+from jaxcl.report.results import Results, Row, summary
+from jaxcl.report.tables import divergences, intervals
+from jaxcl.report.text import plus_minus
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+_NONE = ["-", "-"]
+
+
+def rows(found: Mapping[str, Results]) -> dict[str, dict[str, Row]]:
+    """The rows of all tables, by method and scenario."""
+    made: dict[str, dict[str, Row]] = {}
+    for scenario, results in found.items():
+        for row in summary(results):
+            made.setdefault(row.method, {})[scenario] = row
+    return made
+
+
+def scenarios_markdown(found: Mapping[str, Results]) -> str:
+    """The table in Markdown: accuracy and forgetting of each method in each scenario."""
+    header, lines = _cells(found)
+    return f"{text.markdown(header, lines)}\n\n{text.escaped(_note(found))}\n"
+
+
+def scenarios_table(found: Mapping[str, Results]) -> "Table":
+    """The table for the terminal.
+
+    Raises:
+        ImportError: if rich is not installed.
+    """
+    load_extra("rich")
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    header, lines = _cells(found)
+    title, caption = Text(next(iter(found.values())).benchmark), Text(_note(found))
+    out = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0)
+    for i, name in enumerate(header):
+        out.add_column(name.replace(" ", "\n", 1), justify="right" if i else "left")
+    for line in lines:
+        out.add_row(*(Text(cell.replace(" ± ", "±")) for cell in line))
+    return out
+
+
+def write_scenarios(found: Mapping[str, Results], folder: str | Path) -> list[Path]:
+    """Writes `table.md` and the plot `scenarios` beside the folders of the scenarios.
+
+    Args:
+        found: the results by scenario.
+        folder: where the files go; it is made if need be.
+
+    Returns:
+        The paths written.
+    """
+    load_extra("matplotlib")
+    from jaxcl.report import figures
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    title = f"# {text.escaped(next(iter(found.values())).benchmark)}"
+    said = [f"{name}: {text.escaped(results.sentence())}" for name, results in found.items()]
+    page = "\n\n".join([title, scenarios_markdown(found).strip(), *said]) + "\n"
+    path = text.write_whole(folder / "table.md", page)
+    return [path, *figures.save(figures.scenarios(found), folder, "scenarios")]
+
+
+def _cells(found: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
+    header = ["method"]
+    for name in found:
+        header += [f"{name} accuracy (%)", f"{name} forgetting"]
+    lines = []
+    for each in rows(found).values():
+        cells = [next(iter(each.values())).shown.label]
+        for row in (each.get(name) for name in found):
+            mark = "*" if row and row.diverged else ""
+            cells += [plus_minus(row.accuracy) + mark, plus_minus(row.forgetting)] if row else _NONE
+        lines.append(cells)
+    return header, lines
+
+
+def _note(found: Mapping[str, Results]) -> str:
+    first = next(iter(found.values()))
+    said = [intervals(first)]
+    for name, results in found.items():
+        said += [f"{name}: {line}" for line in divergences(results)]
+    levels = [
+        f"{text.percent(results.chance)}% ({name})"
+        for name, results in found.items()
+        if results.chance is not None
+    ]
+    said += [f"Guessing gives {text.listed(levels)}."] if levels else []
+    if any(len(each) < len(found) for each in rows(found).values()):
+        said += ["Methods without numbers in a scenario have to be told the task when they train."]
+    return " ".join(said)

@@ -1,0 +1,132 @@
+"""A comparison in several scenarios: its parts, its table, and how it goes on."""
+
+import json
+import os
+import shlex
+
+import jax
+import numpy as np
+import pytest
+
+from jaxcl import data
+from jaxcl.cli import main as cli
+from jaxcl.cli import options, scenarios
+
+TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory):
+    jax.devices()  # from here on the command takes them as they are
+    before = jax.config.values["jax_compilation_cache_dir"]
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", True)
+
+
+def compare(out, *words):
+    cli.main(["compare", "--methods", "finetune,packnet", "--out", str(out), *TINY, *words])
+    return out / "split_digits"
+
+
+def results(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_each_part_is_the_comparison_in_that_scenario_alone(tmp_path, capsys):
+    both = compare(tmp_path / "both", "--scenario", "task,class")
+    out = capsys.readouterr().out
+    assert {path.name for path in both.iterdir()} == {
+        "task", "class", "table.md", "scenarios.svg", "scenarios.png",
+    }  # fmt: skip
+    found = {name: results(both / name) for name in ("task", "class")}
+    assert [*found["task"]["methods"]] == ["finetune", "packnet"]
+    assert [*found["class"]["methods"]] == ["finetune"]  # the other has to be told the task
+    assert (found["task"]["chance"], found["class"]["chance"]) == (0.2, 0.1)
+    told = found["class"]["methods"]["finetune"]["accuracy"]
+    assert told != found["task"]["methods"]["finetune"]["accuracy"]
+    # The command that a part records makes the part again.
+    command = json.loads((both / "class" / "settings.json").read_text())["command"]
+    words = shlex.split(command)[1:]
+    words[words.index("--out") + 1] = str(tmp_path / "alone")
+    cli.main(words)
+    assert results(tmp_path / "alone" / "class")["methods"]["finetune"]["accuracy"] == told
+    # One table, without a wall: a line for each method.
+    lines = [line for line in out.splitlines() if line.strip().startswith(("Fine", "Pack"))]
+    assert len(lines) == 2 and max(map(len, lines)) <= 80
+    assert lines[1].split()[-2:] == ["-", "-"]
+    page = (both / "table.md").read_text()
+    assert "Guessing gives 20.0% (task) and 10.0% (class)." in page
+    assert "have to be told the task" in page
+
+
+def test_resume_trains_no_more_than_is_missing(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        import jaxcl.cli.compare as command
+
+        trained = command._trained
+
+        def stop(plan, *args, **kwargs):
+            if plan.settings["scenario"] == "class":
+                raise KeyboardInterrupt
+            return trained(plan, *args, **kwargs)
+
+        patch.setattr(command, "_trained", stop)
+        with pytest.raises(SystemExit):
+            compare(tmp_path, "--scenario", "task,class")
+    folder = tmp_path / "split_digits"
+    assert not (folder / "table.md").exists()
+    with pytest.raises(SystemExit):
+        compare(tmp_path, "--scenario", "task,class")
+    assert "unfinished run; add --resume" in capsys.readouterr().err
+    at = (folder / "task" / "checkpoints" / "packnet" / "task_2").stat().st_mtime_ns
+    compare(tmp_path, "--scenario", "task,class", "--resume")
+    assert (folder / "task" / "checkpoints" / "packnet" / "task_2").stat().st_mtime_ns == at
+    assert (folder / "table.md").exists()
+
+
+def test_a_run_in_one_scenario_is_not_written_over(tmp_path, capsys):
+    compare(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(SystemExit):
+        compare(tmp_path, "--scenario", "task,class")
+    assert "holds a run in one scenario" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_data_that_changed_since_the_run_was_started(tmp_path, capsys):
+    x, y = np.random.default_rng(0).integers(0, 9, (60, 4)).astype(np.uint8), np.arange(60) % 4
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    words = shlex.split(
+        f"compare --methods finetune --benchmark split_npz:{tmp_path}/mine.npz --tasks 2 --epochs 1"
+        f" --seeds 1 --hidden 4 --devices 1 --out {tmp_path}/runs --name mine"
+    )
+    cli.main(words)
+    stored = results(tmp_path / "runs" / "mine")["settings"]["data"]
+    assert stored["identifier"].startswith(f"split_npz:{tmp_path}/mine.npz,tasks=2")
+    assert stored["sets"][0]["sizes"] == [36, 12, 12]
+    x[0, 0] += 1
+    np.savez(tmp_path / "mine.npz", x=x, y=y)
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--resume"])
+    said = capsys.readouterr().err
+    assert "on other data: checksum of the set mine is" in said and said.count("\n") == 1
+
+
+def test_chance_counts_the_classes_that_compete():
+    benchmark = data.load("split_digits,classes=0-1/2-5/6-9")
+    assert scenarios.chance(benchmark, "class") == 0.1
+    assert scenarios.chance(benchmark, "task") == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
+
+
+def test_the_folder_of_a_name_with_a_path_is_one_name(tmp_path, monkeypatch):
+    from jaxcl.cli.session import folder_of
+
+    run = options.Run(benchmark="split_npz:/a/b/mine.npz,order=1", out=tmp_path)
+    folder = folder_of(run, usual=run.benchmark)
+    assert folder == tmp_path / "split_npz_a_b_mine.npz,order=1"
