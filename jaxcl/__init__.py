@@ -3,38 +3,36 @@
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
 `pnn` decide which, task after task. `masks` holds the pytrees of masks. The modules `models`,
 `train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report`
-are loaded when they are first used.
+are loaded when they are first used, as all names are.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
-from jaxcl import wiring
-from jaxcl.core import masks
-from jaxcl.core.heads import multihead
-from jaxcl.core.isolate import IsolateState, isolate, set_trainable
-from jaxcl.core.method import Method
-from jaxcl.core.model import LateralSpec, Model
-from jaxcl.methods.agem import agem
-from jaxcl.methods.cpg import CPGState, cpg
-from jaxcl.methods.den import DENOptions, DENState, den
-from jaxcl.methods.der import der, derpp
-from jaxcl.methods.er import er
-from jaxcl.methods.ewc import ewc
-from jaxcl.methods.expandnet import ExpandNetState, expandnet
-from jaxcl.methods.finetune import finetune
-from jaxcl.methods.hat import HATState, gate, hat
-from jaxcl.methods.lwf import lwf
-from jaxcl.methods.mas import mas
-from jaxcl.methods.packnet import PackNetState, ledger, packnet
-from jaxcl.methods.pnn import PNNState, pnn
-from jaxcl.methods.si import si
-from jaxcl.wiring import Wiring, trace_wiring
-
 if TYPE_CHECKING:
-    from jaxcl import data, models, report, study, testing, train
+    from jaxcl import data, models, report, study, testing, train, wiring
+    from jaxcl.core import masks
+    from jaxcl.core.heads import multihead
+    from jaxcl.core.isolate import IsolateState, isolate, set_trainable
+    from jaxcl.core.method import Method
+    from jaxcl.core.model import LateralSpec, Model
+    from jaxcl.methods.agem import agem
+    from jaxcl.methods.cpg import CPGState, cpg
+    from jaxcl.methods.den import DENOptions, DENState, den
+    from jaxcl.methods.der import der, derpp
+    from jaxcl.methods.er import er
+    from jaxcl.methods.ewc import ewc
+    from jaxcl.methods.expandnet import ExpandNetState, expandnet
+    from jaxcl.methods.finetune import finetune
+    from jaxcl.methods.hat import HATState, gate, hat
+    from jaxcl.methods.lwf import lwf
+    from jaxcl.methods.mas import mas
+    from jaxcl.methods.packnet import PackNetState, ledger, packnet
+    from jaxcl.methods.pnn import PNNState, pnn
+    from jaxcl.methods.si import si
     from jaxcl.report import analysis, metrics
     from jaxcl.study import checkpoint, recipes, replicas
+    from jaxcl.wiring import Wiring, trace_wiring
 
 __version__ = "0.1.0"
 
@@ -87,17 +85,46 @@ __all__ = [
     "wiring",
 ]
 
-_LAZY = {
-    **{name: f"jaxcl.{name}" for name in ("data", "models", "report", "study", "testing", "train")},
-    **{name: f"jaxcl.report.{name}" for name in ("analysis", "metrics")},
-    **{name: f"jaxcl.study.{name}" for name in ("checkpoint", "recipes", "replicas")},
+_MODULES = {
+    "jaxcl": ("data", "models", "report", "study", "testing", "train", "wiring"),
+    "jaxcl.core": ("masks",),
+    "jaxcl.report": ("analysis", "metrics"),
+    "jaxcl.study": ("checkpoint", "recipes", "replicas"),
 }
+_NAMES = {
+    "jaxcl.core.heads": ("multihead",),
+    "jaxcl.core.isolate": ("IsolateState", "isolate", "set_trainable"),
+    "jaxcl.core.method": ("Method",),
+    "jaxcl.core.model": ("LateralSpec", "Model"),
+    "jaxcl.methods.agem": ("agem",),
+    "jaxcl.methods.cpg": ("CPGState", "cpg"),
+    "jaxcl.methods.den": ("DENOptions", "DENState", "den"),
+    "jaxcl.methods.der": ("der", "derpp"),
+    "jaxcl.methods.er": ("er",),
+    "jaxcl.methods.ewc": ("ewc",),
+    "jaxcl.methods.expandnet": ("ExpandNetState", "expandnet"),
+    "jaxcl.methods.finetune": ("finetune",),
+    "jaxcl.methods.hat": ("HATState", "gate", "hat"),
+    "jaxcl.methods.lwf": ("lwf",),
+    "jaxcl.methods.mas": ("mas",),
+    "jaxcl.methods.packnet": ("PackNetState", "ledger", "packnet"),
+    "jaxcl.methods.pnn": ("PNNState", "pnn"),
+    "jaxcl.methods.si": ("si",),
+    "jaxcl.wiring": ("Wiring", "trace_wiring"),
+}
+_MODULE_OF = {name: f"{home}.{name}" for home, names in _MODULES.items() for name in names}
+_HOME_OF = {name: home for home, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str):
-    if name in _LAZY:
-        return importlib.import_module(_LAZY[name])
-    raise AttributeError(f"module 'jaxcl' has no attribute {name!r}")
+    if name in _MODULE_OF:
+        found = importlib.import_module(_MODULE_OF[name])
+    elif name in _HOME_OF:
+        found = getattr(importlib.import_module(_HOME_OF[name]), name)
+    else:
+        raise AttributeError(f"module 'jaxcl' has no attribute {name!r}")
+    globals()[name] = found
+    return found
 
 
 def __dir__():

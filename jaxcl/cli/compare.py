@@ -9,26 +9,19 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from jaxcl import report, study
+from jaxcl import report
 from jaxcl.cli import processes, scenarios
-from jaxcl.cli.folder import check_free, claim, hold, write_settings
+from jaxcl.cli.folder import check_free, origin_of
 from jaxcl.cli.options import Compare
-from jaxcl.cli.session import (
-    check_size,
-    folder_of,
-    layout_options,
-    load,
-    notes,
-    settings_of,
-    sizes_that_exist,
-)
+from jaxcl.cli.running import Place, about, begin, follow, take
+from jaxcl.cli.session import folder_of, load, notes, settings_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
 from jaxcl.report.results import MethodResults, Results, shown_of
 from jaxcl.report.text import percent
-from jaxcl.study import comparison, recipes
+from jaxcl.study import recipes
 from jaxcl.study.comparison import MethodRun, Record
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
@@ -39,20 +32,20 @@ class Plan(NamedTuple):
 
     Attributes:
         command: what is asked for.
-        folder: where it goes.
-        settings: what decides on its results.
+        place: where it goes.
+        overridden: see `folder.claim`.
         runs: its methods, by name.
     """
 
     command: Compare
-    folder: Path
-    settings: dict[str, Any]
+    place: Place
+    overridden: list[str]
     runs: dict[str, MethodRun]
 
 
 def prepare(
     command: Compare, devices: Sequence[Device], cache: str, held: ExitStack
-) -> Callable[[], None]:
+) -> Callable[[Callable[[], bool]], None]:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Args:
@@ -62,7 +55,7 @@ def prepare(
         held: keeps the folder until it is closed.
 
     Returns:
-        A function that does the work.
+        A function that does the work, until it is told to stop.
 
     Raises:
         ValueError: for bad input, or a folder that holds another run.
@@ -74,43 +67,35 @@ def prepare(
             check_free(path)
         benchmark = load(command.run, command.training)
         plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
-    for plan in plans:
-        processes.check_same(plan.folder, {**plan.settings, **layout_options(command.run, None)})
-    with processes.agreement():
-        if processes.is_main():
-            for plan in plans:  # by now another process may have been there
-                held.enter_context(hold(plan.folder))
-                claim(plan.folder, plan.settings, command.resume)
-    with processes.agreement():
-        plans = [plan._replace(runs=_restored(plan.runs)) for plan in plans]
-    with processes.agreement():
-        if processes.is_main():
-            for plan in plans:
-                write_settings(plan.folder, plan.settings, plan.command, devices)
-                for one in plan.runs.values():
-                    comparison.put_aside(one)
+    plans = [_take(plan, held) for plan in plans]
     said = [cache, *notes(benchmark, command.training)]
+    said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
     return partial(_work, plans, benchmark, folder, said)
 
 
 def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
-    """A comparison before it begins."""
+    """A comparison before it begins; nothing is written."""
     run, options = command.run, command.training
     own = {
         choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
         for choice in command.choices
     }
     settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
-    claim(folder, settings, command.resume)
+    place = Place(folder, settings, origin_of(benchmark, devices), run)
+    overridden = place.claim()
     runs = {
-        choice.spec.name: _begin(choice, benchmark, command, devices, folder)
+        choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
         for choice in command.choices
     }
-    return Plan(command, folder, settings, runs)
+    return Plan(command, place, overridden, runs)
 
 
-def _restored(runs: dict[str, MethodRun]) -> dict[str, MethodRun]:
-    return {name: comparison.restore(one) for name, one in runs.items()}
+def _take(plan: Plan, held: ExitStack) -> Plan:
+    """The same as far as its checkpoints, in its folder."""
+    runs = take(plan.place, plan.command, plan.runs, plan.overridden, held)
+    if plan.overridden:
+        plan.place.settings["overridden"] = plan.overridden
+    return plan._replace(runs=runs)
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -119,40 +104,21 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
     return {name: v for name, v in vars(choice.shared).items() if v != usual[name]}
 
 
-def _begin(
-    choice: Choice, benchmark: Benchmark, command: Compare, devices, folder: Path
-) -> MethodRun:
-    """One method before its first task."""
-    run = command.run
-    with sizes_that_exist():
-        one = comparison.begin(
-            choice, benchmark, range(run.seeds),
-            folder=folder / "checkpoints" / choice.spec.name, **layout_options(run, devices),
-        )  # fmt: skip
-    check_size(one.studies, one.learner, choice)
-    return one
-
-
-def _about(run: MethodRun) -> list[str]:
-    """What the terminal says of a method beforehand."""
-    name, about, said = run.choice.spec.name, run.choice.spec.about, []
-    if about:
-        said.append(f"{name}: {about(run.learner)}")
-    if run.passed_over:
-        after = f"it goes on after task_{run.done}"
-        said.append(f"{name}: {run.passed_over.name} cannot be read and is passed over; {after}")
-    return said
-
-
-def _work(plans: list[Plan], benchmark: Benchmark, folder: Path, said: list[str]) -> None:
+def _work(
+    plans: Sequence[Plan],
+    benchmark: Benchmark,
+    folder: Path,
+    said: Sequence[str],
+    stop: Callable[[], bool],
+) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
-    every = [run for plan in plans for run in plan.runs.values()]
-    introduce(err, plans[0].settings, every[0].studies[0].layout)
-    for line in filter(None, [*said, *(line for run in every for line in _about(run))]):
+    first = next(iter(plans[0].runs.values()))
+    introduce(err, plans[0].place.settings, first.studies[0].layout)
+    for line in filter(None, said):
         err.print(line, soft_wrap=True)
     found = {
-        plan.settings["scenario"]: _trained(plan, benchmark, err, several=len(plans) > 1)
+        plan.place.settings["scenario"]: _trained(plan, benchmark, err, stop, len(plans) > 1)
         for plan in plans
     }
     if not processes.is_main():
@@ -160,47 +126,51 @@ def _work(plans: list[Plan], benchmark: Benchmark, folder: Path, said: list[str]
     paths = [
         path
         for plan, results in zip(plans, found.values())
-        for path in [plan.folder / "settings.json", *report.write(results, plan.folder)]
+        for path in [plan.place.folder / "settings.json", *report.write(results, plan.place.folder)]
     ]
+    several = len(found) > 1
     with standard_output():
-        if len(found) > 1:
+        if several:
             paths = report.write_scenarios(found, folder)
-            out.print(report.scenarios_table(found))
+        out.print(report.scenarios_table(found) if several else report.table(*found.values()))
         for name, results in found.items():
-            out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
-        if len(found) == 1:
-            out.print(next(iter(found.values())).sentence())
+            out.print(f"{name}: {results.sentence()}" if several else results.sentence())
         conclude(out, folder, paths)
-    if all(not _has_result(results) for results in found.values()):
+    if not any(map(_is_finite, found.values())):
         raise FloatingPointError("no method has a finite result; choose a smaller step size.")
 
 
-def _trained(plan: Plan, benchmark: Benchmark, err: Console, several: bool) -> Results:
+def _trained(
+    plan: Plan, benchmark: Benchmark, err: Console, stop: Callable[[], bool], several: bool
+) -> Results:
     """The results in one scenario, which is named if there are several."""
-    settings, methods, least_free = plan.settings, {}, plan.command.warn_free
-    scenario = settings["scenario"]
-    where = f" ({scenario})" if several else ""
+    settings, methods = plan.place.settings, {}
+    where = f" ({settings['scenario']})" if several else ""
     with bars(err) as progress:
         rows = {
             name: progress.add_task(name + where, start=False, total=1, status="")
             for name in plan.runs
         }
         for name, run in plan.runs.items():
-            warn = partial(_warn, err, name, least_free if run.choice.spec.divides else 0)
-            record = _train(run, partial(show, progress, rows[name]), warn)
+            least_free = plan.command.warn_free if run.choice.spec.divides else 0
+            record = run.record
+            moved = partial(show, progress, rows[name])
+            for event, known in follow(run, plan.command.run, stop, moved):
+                record = known
+                if event.task + 1 < run.tasks and "capacity" in event.measures:
+                    free = 1 - event.measures["capacity"]
+                    _warn(err, name, least_free, event.task + 1, free)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
                 err.print(f"{name}{where}: {result}, {float(record.seconds):.1f} s")
             methods[name] = _results(run, record)
-    seeds = list(range(settings["seeds"]))
-    chance = scenarios.chance(benchmark, scenario)
-    return Results(
-        settings["benchmark"], len(benchmark.tasks), seeds, settings, methods, chance
-    )  # fmt: skip
+    seeds, tasks = list(range(settings["seeds"])), len(benchmark.tasks)
+    chance = scenarios.chance(benchmark, settings["scenario"])
+    return Results(settings["benchmark"], tasks, seeds, settings, methods, chance)
 
 
-def _has_result(results: Results) -> bool:
+def _is_finite(results: Results) -> bool:
     return any(row.diverged < len(results.seeds) for row in report.summary(results))
 
 
@@ -214,22 +184,8 @@ def _results(run: MethodRun, record: Record) -> MethodResults:
         int(record.compilations),
         [(int(at[0]), int(at[1])) if at[0] else None for at in record.diverged],
         shown_of(run.choice.spec),
+        record.curves,
     )
-
-
-def _train(run: MethodRun, progress: Callable, warn: Callable) -> Record:
-    """Trains one method to its end."""
-    last, tasks = run.record, run.record.accuracy.shape[1]
-    progress(tasks=tasks, task=run.done, epoch=0, epochs=1)
-    for event, record in comparison.advance(run):
-        last = record
-        if isinstance(event, study.EpochEnd):
-            progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
-        if not isinstance(event, study.TaskEnd) or event.task + 1 == tasks:
-            continue
-        if "capacity" in event.measures:
-            warn(event.task + 1, 1 - event.measures["capacity"])
-    return last._replace(learners=None)
 
 
 def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:

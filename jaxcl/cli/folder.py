@@ -1,20 +1,20 @@
 """The folder of a run: whose it is, and the settings from which the run can be repeated."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
-
-import jaxcl
 from jaxcl.cli import processes
 from jaxcl.cli.options import command_line
-from jaxcl.report.text import write_whole
+from jaxcl.data.benchmark import Benchmark, checksum
+from jaxcl.report.text import listed, write_whole
+from jaxcl.study import checkpoint
 from jaxcl.study.replicas import Device
 
 try:
@@ -25,15 +25,44 @@ except ImportError:  # Windows, where nothing keeps two processes apart
 LOCK = ".lock"
 
 
-def claim(folder: Path, settings: dict, resume: bool) -> None:
-    """Raises ValueError if the folder is not this run's to write in."""
+class Origin(NamedTuple):
+    """What decides on the numbers of a run, beside its settings.
+
+    Attributes:
+        data: checksum of the benchmark.
+        versions: of jaxcl, JAX and Python.
+        devices: their kinds.
+    """
+
+    data: str
+    versions: Mapping[str, str]
+    devices: Sequence[str]
+
+
+def origin_of(benchmark: Benchmark, devices: Sequence[Device]) -> Origin:
+    """That of a run that begins here and now."""
+    versions = {**checkpoint.versions(), "python": platform.python_version()}
+    return Origin(checksum(benchmark), versions, [str(device.device_kind) for device in devices])
+
+
+def claim(
+    folder: Path, settings: dict, origin: Origin, *, resume: bool, override: bool = False
+) -> list[str]:
+    """Checks that the folder is this run's to write in.
+
+    Returns:
+        What is otherwise than when the run began and may round otherwise, if `override` allows it.
+
+    Raises:
+        ValueError: if it is not.
+    """
     if folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK}:
-        return
+        return []
     if not os.path.lexists(folder):
-        return
-    there, other = _recorded(folder), "choose another --name, or delete that folder"
-    here = json.loads(json.dumps(settings))
-    if "options" in here.keys() - there.keys():
+        return []
+    content, other = _recorded(folder), "choose another --name, or delete that folder"
+    there, here = content["settings"], json.loads(json.dumps(settings))
+    if "options" in here.keys() - there.keys() or "data" not in content:
         raise ValueError(
             f"{folder} holds a run of an earlier version of jaxcl, which this one cannot go on "
             f"with; {other}."
@@ -50,6 +79,35 @@ def claim(folder: Path, settings: dict, resume: bool) -> None:
         raise ValueError(f"{folder} holds the results of this very run; {other}.")
     if not resume:
         raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
+    if content["data"] != origin.data:
+        raise ValueError(
+            f"{folder} holds a run on other data: the arrays of {settings['benchmark']} have "
+            f"another checksum than when it began; restore the data, or {other}."
+        )
+    changed = _changed(content, origin)
+    if changed and not override and not (folder / "results.json").exists():
+        raise ValueError(
+            f"{folder} holds a run that began otherwise ({listed(changed)}), which may round "
+            f"otherwise; go on in the same way, or add --override, which the results will say."
+        )
+    said = content.get("overridden")
+    return [*(said if isinstance(said, list) else []), *changed]
+
+
+def _changed(content: Mapping[str, Any], origin: Origin) -> list[str]:
+    """What is otherwise than when a run began, in words."""
+    before = content.get("versions")
+    before = before if isinstance(before, dict) else {}
+    changed = [
+        f"{name} was {before.get(name)}, is {origin.versions[name]}"
+        for name in checkpoint.versions()
+        if before.get(name) != origin.versions[name]
+    ]
+    kinds = [sorted({*map(str, found or ())}) for found in (content.get("devices"), origin.devices)]
+    if kinds[0] != kinds[1]:
+        was, now = (", ".join(kind) or "unknown" for kind in kinds)
+        changed.append(f"the device was {was}, is {now}")
+    return changed
 
 
 def _other(there: dict, here: dict) -> str:
@@ -65,12 +123,12 @@ def _other(there: dict, here: dict) -> str:
 
 
 def _recorded(folder: Path) -> dict[str, Any]:
-    """The settings of the run in a folder."""
+    """What `settings.json` says of the run in a folder."""
     file = folder / "settings.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         if file.is_file():  # a pipe would be waited for
-            found = json.loads(file.read_text(encoding="utf-8"))["settings"]
-            if isinstance(found, dict):
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if isinstance(found["settings"], dict):
                 return found
     raise ValueError(f"{folder} exists and holds no run of jaxcl; choose another --name or --out.")
 
@@ -125,13 +183,16 @@ def _lock(path: Path) -> int:
         os.close(file)  # of a process that has just removed it: once more
 
 
-def write_settings(folder: Path, settings: dict, command, devices: Sequence[Device]) -> None:
+def write_settings(
+    folder: Path, settings: dict, origin: Origin, command: Any, overridden: Sequence[str]
+) -> None:
     """Writes `settings.json`, from which the run can be repeated."""
-    versions = {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
-    content = {
-        "command": command_line(command),
-        "settings": settings,
-        "versions": {**versions, "python": platform.python_version()},
-        "devices": [str(device.device_kind) for device in devices],
-    }
+    content = {"command": command_line(command), "settings": settings, **origin._asdict()}
+    if overridden:
+        content["overridden"] = list(overridden)
     write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A digest of settings, which every checkpoint holds."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 `options.COMMANDS` lists what it can do, and a module of each name does it. Bad input ends in one
 sentence and exit code 2, before a file is written; so does what the machine refuses, such as a full
-disk. A result that is none ends with code 1, an interruption with 130.
+disk. A result that is none ends with code 1, an interruption with 130 and SIGTERM with 143.
 """
 
 import contextlib
@@ -11,17 +11,16 @@ import importlib.util
 import io
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-import jax
-
 import jaxcl
+from jaxcl.cli import signals
 from jaxcl.cli.streams import flush, standard_output
-from jaxcl.core.checks import install
 
 if TYPE_CHECKING:
     from jaxcl.cli.options import Run
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
 # package may be missing.
 
 REFUSED = (ValueError, ImportError, OSError)
+RESUMED = "; the same command with --resume goes on"
 BROKEN_PIPE = 141  # as the shell counts a process that SIGPIPE ends
 
 
@@ -41,21 +41,29 @@ def main(args: Sequence[str] | None = None) -> None:
 
     Raises:
         SystemExit: with code 2 for bad input and what the machine refuses, with 1 if nothing has a
-            finite result, with 130 if the user interrupts.
+            finite result, with 130 if the user interrupts and 143 after SIGTERM.
     """
     args = list(sys.argv[1:] if args is None else args)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # shows any text, whatever the encoding
             stream.reconfigure(errors="backslashreplace")
     try:
-        _run(args)
-    except KeyboardInterrupt:
-        _fail("stopped before anything was trained.", code=130)
+        with signals.handled(signals.leave):
+            _import()
+        with signals.handled(signals.interrupt):
+            _run(args)
+    except KeyboardInterrupt as error:
+        _fail(signals.STOPPED, code=getattr(error, "code", 130))
     finally:
         try:
             flush()
         except OSError as error:
             _fail(error)
+
+
+def _import() -> None:
+    """Imports what takes seconds, in which the user may interrupt."""
+    import jax  # noqa: F401
 
 
 def _run(args: list[str]) -> None:
@@ -69,7 +77,7 @@ def _run(args: list[str]) -> None:
         os.environ["MPLBACKEND"] = "agg"  # nothing is drawn on a screen, whatever is asked for
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         logging.getLogger("absl").setLevel(logging.ERROR)
-        from jaxcl.cli import compare, options, processes, sweep
+        from jaxcl.cli import options, processes
 
         if args and args[0] in set(options.COMMANDS) - set(options.TRAINING):
             importlib.import_module(f"jaxcl.cli.{args[0]}").run(args[1:])
@@ -81,34 +89,51 @@ def _run(args: list[str]) -> None:
         processes.join(command.run)
     except REFUSED as error:
         _fail(error)
-    compares = isinstance(command, options.Compare)
-    prepare: Any = compare.prepare if compares else sweep.prepare
-    resumed = "; the same command with --resume goes on" if compares else ""
-    with processes.leaving_at_once(resumed), contextlib.ExitStack() as held:
-        try:
-            job = prepare(command, use_devices(command.run), cache, held)
-        except REFUSED as error:
-            _fail(error)
-        except KeyboardInterrupt:
-            _fail("stopped before anything was trained.", code=130)
-        try:
-            job()
-        except KeyboardInterrupt:
-            _fail(f"stopped{resumed}.", code=130)
-        except FloatingPointError as error:
-            _fail(error, code=1)
-        except MemoryError as error:
-            _fail(error)
-        except jax.errors.JaxRuntimeError as error:
-            if "out of memory" not in str(error).lower():
-                raise
-            _fail(f"a device is out of memory: {str(error).splitlines()[0]}")
-        except OSError as error:
-            _fail(error, hint=resumed)
+    with processes.leaving_at_once(RESUMED), contextlib.ExitStack() as held:
+        _train(command, cache, held)
+
+
+def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
+    """Prepares and does the job of a command that trains."""
+    import jax
+
+    from jaxcl.cli import compare, options, processes, sweep
+    from jaxcl.study.comparison import Stopped
+
+    prepare: Any = compare.prepare if isinstance(command, options.Compare) else sweep.prepare
+    try:
+        jax.config.update("jax_debug_nans", command.run.debug_nans)
+        job = prepare(command, use_devices(command.run), cache, held)
+    except REFUSED as error:
+        _fail(error)
+    except KeyboardInterrupt as error:
+        _fail(signals.STOPPED, code=getattr(error, "code", 130))
+    noted = signals.Noted()
+    try:
+        with signals.handled(noted.handle):
+            job(noted.asked)
+    except KeyboardInterrupt:
+        _fail(f"stopped{RESUMED}.", code=130)
+    except Stopped:
+        processes.take_leave()
+        number = noted.number or signal.SIGTERM  # another process was asked
+        _fail(f"stopped, and all is saved{RESUMED}.", code=signals.code_of(number))
+    except FloatingPointError as error:
+        _fail(error, code=1)
+    except MemoryError as error:
+        _fail(error)
+    except jax.errors.JaxRuntimeError as error:
+        if "out of memory" not in str(error).lower():
+            raise
+        _fail(f"a device is out of memory: {str(error).splitlines()[0]}")
+    except OSError as error:
+        _fail(error, hint=RESUMED)
 
 
 def use_cache(wanted: bool) -> str:
     """Turns JAX's persistent compilation cache on or off; what to say of it."""
+    import jax
+
     jax.config.update("jax_enable_compilation_cache", wanted)
     if not wanted:
         return ""
@@ -133,6 +158,8 @@ def _own_cache() -> Path:
 
 def use_devices(run: "Run") -> list[Any]:
     """The devices to run on, of all processes. On a CPU JAX is told to show each core as one."""
+    import jax
+
     from jaxcl.cli import processes
 
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -162,6 +189,8 @@ def use_devices(run: "Run") -> list[Any]:
 
 
 def _need(module: str) -> None:
+    from jaxcl.core.checks import install
+
     if importlib.util.find_spec(module) is None:
         raise ImportError(
             f"the command needs {module}, which comes with the extra 'experiments': "

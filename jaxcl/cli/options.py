@@ -33,6 +33,7 @@ COMMANDS = {
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
 }
 TRAINING = ("compare", "sweep")
+ONCE = ("resume", "override")  # options that do not belong to a command to be repeated
 ALIASES = {"--split": "--devices-per-replica"}  # as earlier versions called them
 
 
@@ -70,6 +71,12 @@ class Run:
         processes: number of processes that meet there.
         process: which of them this is, from 0.
         timeout: seconds to wait for the others at the start.
+        resume: go on with the run in the same folder, from where it was saved last.
+        save_every: how often to save within a task, beside after each: a time, such as 30s, 5m or
+            1h, or a number of epochs, such as 10epochs.
+        override: go on although jaxcl, JAX or the kind of device is another one than before, which
+            may round otherwise; the results say so.
+        debug_nans: stop where a number is not finite, and say in which operation; much slower.
     """
 
     benchmark: str = "permuted_digits"
@@ -88,6 +95,10 @@ class Run:
     processes: int | None = option(None, least=1)
     process: int | None = option(None, least=0)
     timeout: int = option(60, least=1)
+    resume: bool = False
+    save_every: str = "5m"
+    override: bool = False
+    debug_nans: bool = False
 
     @property
     def plain(self) -> str:
@@ -101,7 +112,6 @@ class Compare:
 
     Attributes:
         methods: names, or "all"; MODULE:SPEC names one of your own.
-        resume: go on with the run in the same folder, after its last finished task.
         warn_free: say so if a task begins with less than this share of the weights free, for
             methods that divide one network among the tasks.
         run: data, devices and files.
@@ -111,7 +121,6 @@ class Compare:
     """
 
     methods: tuple[str, ...]
-    resume: bool
     warn_free: float
     run: Run
     training: Options
@@ -202,7 +211,6 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     aliased = _aliases([spec.options for spec in specs])
     fields: list[tuple] = [
         ("methods", tuple[str, ...], names),
-        ("resume", bool, False),
         ("warn_free", float, option(0.05, least=0, most=1)),
         ("run", _unprefixed(Run), run),
         ("training", _unprefixed(Options), shared),
@@ -228,9 +236,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     _check_shared(words.run, words.training)
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
-    return Compare(
-        names, words.resume, words.warn_free, words.run, words.training, tuple(choices), scenarios
-    )
+    return Compare(names, words.warn_free, words.run, words.training, tuple(choices), scenarios)
 
 
 SCENARIOS = ("task", "domain", "class")
@@ -451,7 +457,7 @@ def _option(field: str, spec: Spec | None = None, aliased: Sequence[str] = ()) -
 def _aliases(kinds: Sequence[type]) -> list[str]:
     """The fields that may go without their method's name: no other option is called so."""
     every = [name for kind in kinds for name in _names(kind)]
-    taken = {*_names(Run), *_names(Options), "methods", "resume", "warn_free"}
+    taken = {*_names(Run), *_names(Options), "methods", "warn_free"}
     return [name for name in every if every.count(name) == 1 and name not in taken]
 
 
@@ -595,7 +601,7 @@ def command_line(command: Compare | Sweep) -> str:
     import shlex
 
     words = ["jaxcl", type(command).__name__.lower()]
-    given: dict[str, Any] = dict(vars(command.run))
+    given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
     if isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
         given |= {**vars(command.training), "scenario": command.scenarios}

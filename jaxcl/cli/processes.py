@@ -153,6 +153,12 @@ def agreement() -> Iterator[None]:
             raise ValueError(f"process {process} says: {text}")
 
 
+def take_leave() -> None:
+    """Waits for the others, so that no one ends while another still needs it."""
+    if several():
+        jax.distributed.shutdown()
+
+
 @contextlib.contextmanager
 def leaving_at_once(hint: str) -> Iterator[None]:
     """Ends this process without waiting for the others where it fails and they may not.

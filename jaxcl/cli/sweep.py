@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -17,23 +16,17 @@ from rich.text import Text
 
 from jaxcl import study
 from jaxcl.cli import processes
-from jaxcl.cli.folder import check_free, claim, hold, write_settings
-from jaxcl.cli.options import Sweep
-from jaxcl.cli.session import (
-    check_size,
-    folder_of,
-    layout_options,
-    load,
-    notes,
-    settings_of,
-    sizes_that_exist,
-)
+from jaxcl.cli.folder import check_free, origin_of
+from jaxcl.cli.options import Run, Sweep
+from jaxcl.cli.running import Place, about, begin, follow, take
+from jaxcl.cli.session import folder_of, load, notes, settings_of, sizes_that_exist
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.report import figures, metrics
 from jaxcl.report.results import plain
 from jaxcl.report.text import counted, escaped, listed, markdown, plus_minus, write_whole
 from jaxcl.study import comparison, recipes, replicas
+from jaxcl.study.comparison import MethodRun, Record
 from jaxcl.study.programs import Study
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
@@ -65,7 +58,7 @@ class Outcome(NamedTuple):
 
 def prepare(
     command: Sweep, devices: Sequence[Device], cache: str, held: ExitStack
-) -> Callable[[], None]:
+) -> Callable[[Callable[[], bool]], None]:
     """Checks everything that can go wrong; writes no more than the settings.
 
     Args:
@@ -75,7 +68,7 @@ def prepare(
         held: keeps the folder until it is closed.
 
     Returns:
-        A function that does the work.
+        A function that does the work, until it is told to stop.
 
     Raises:
         ValueError: for bad input, or a folder that holds another run.
@@ -85,33 +78,22 @@ def prepare(
     folder = folder_of(run, usual=f"sweep_{name}_{run.benchmark}")
     combinations = list(itertools.product(*swept.values()))
     columns = np.repeat(np.array(combinations), run.seeds, axis=0).T
+    seeds = list(range(run.seeds)) * len(combinations)
     with processes.agreement():
         check_free(folder)
         benchmark = load(run, choice.shared)
         settings = settings_of(run, benchmark, choice.shared, method=name)
         settings |= {**vars(choice.own), **command.values}
-        _claim(folder, settings)
+        place = Place(folder, settings, origin_of(benchmark, devices), run)
+        overridden = place.claim()
         with sizes_that_exist():
             _check_combinations(choice, benchmark, swept)
-            studies = recipes.studies(
-                choice, benchmark, seeds=list(range(run.seeds)) * len(combinations),
-                settings=dict(zip(swept, columns)), **layout_options(run, devices),
-            )  # fmt: skip
-        learner = comparison.shapes(recipes.recipe(choice, benchmark)({}), benchmark)
-        check_size(studies, learner, choice)
-    processes.check_same(folder, {**settings, **layout_options(run, None)})
-    with processes.agreement():
-        if processes.is_main():
-            held.enter_context(hold(folder))
-            _claim(folder, settings)  # by now another process may have been here
-            write_settings(folder, settings, command, devices)
-    label, said = choice.spec.label, [cache, *notes(benchmark, choice.shared)]
-    return partial(_work, studies, swept, combinations, settings, label, folder, said)
-
-
-def _claim(folder: Path, settings: dict) -> None:
-    """A sweep that did not come to its end runs again from the start."""
-    claim(folder, settings, resume=not (folder / "results.json").exists())
+        one = begin(place, choice, benchmark, seeds, devices, dict(zip(swept, columns)))
+    one = take(place, command, {name: one}, overridden, held, finished=True)[name]
+    if overridden:
+        settings["overridden"] = overridden
+    said = [cache, *notes(benchmark, choice.shared), *about(one)]
+    return partial(_work, one, swept, combinations, settings, run, folder, said)
 
 
 def _check_combinations(choice: Choice, benchmark, swept) -> None:
@@ -123,22 +105,30 @@ def _check_combinations(choice: Choice, benchmark, swept) -> None:
 
 
 def _work(
-    studies: list[Study], swept, combinations, settings: dict, label: str, folder: Path, said
+    one: MethodRun,
+    swept: dict,
+    combinations: list,
+    settings: dict,
+    options: Run,
+    folder: Path,
+    said: Sequence[str],
+    stop: Callable[[], bool],
 ) -> None:
     """Trains all replicas, shows the table and writes the results."""
     out, err = consoles()
-    introduce(err, settings, studies[0].layout)
+    introduce(err, settings, one.studies[0].layout)
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
-    start = time.perf_counter()
+    record = one.record
     with bars(err) as progress:
         row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
-        outcome = _train(studies, swept, combinations, partial(show, progress, row))
-    seconds = time.perf_counter() - start
+        for _, known in follow(one, options, stop, partial(show, progress, row), "val"):
+            record = known
+    outcome = _outcome(one.studies[-1], record, swept, combinations)
     if not processes.is_main():
         return
-    count = study.compilations(studies)
-    title = f"{label} on {settings['benchmark']}"
+    count, seconds = int(record.compilations), float(record.seconds)
+    title = f"{one.choice.spec.label} on {settings['benchmark']}"
     paths = _write(outcome, settings, title, seconds, count, folder)
     times = "once" if count == 1 else f"{count} times"
     with standard_output():
@@ -153,20 +143,10 @@ def _work(
         raise FloatingPointError("no setting has a finite result; choose smaller step sizes.")
 
 
-def _train(studies: list[Study], swept, combinations, progress: Callable) -> Outcome:
-    """Trains all replicas, chooses by validation accuracy, and only then looks at the test sets."""
-    last = studies[-1]
+def _outcome(last: Study, record: Record, swept: dict, combinations: list) -> Outcome:
+    """Chooses by validation accuracy, and only then looks at the test sets."""
     tasks, layout = last.benchmark.tasks, last.layout
-    accuracy = np.full((len(last.seeds), len(tasks), len(tasks)), np.nan)
-    progress(tasks=len(tasks), task=0, epoch=0, epochs=1)
-    event = None
-    for event in study.run(studies, evaluate_on="val"):
-        if isinstance(event, study.EpochEnd):
-            progress(tasks=len(tasks), task=event.task, epoch=event.epoch, epochs=event.epochs)
-        elif isinstance(event, study.TaskEnd):
-            accuracy[:, event.task] = event.accuracy
-    assert isinstance(event, study.TaskEnd)
-    accuracy[~event.finite] = np.nan
+    accuracy = np.where(record.diverged[:, :1, None] > 0, np.nan, record.accuracy)
 
     def rows(values):
         return np.asarray(values, float).reshape(len(combinations), -1)
@@ -176,14 +156,14 @@ def _train(studies: list[Study], swept, combinations, progress: Callable) -> Out
     best = int(np.nanargmax(means)) if np.isfinite(means).any() else None
     tests = replicas.replicate(study.stack([task.test for task in tasks]), layout)
     fixed = (replicas.place(last.settings, layout),)
-    test, *_ = last.programs["evaluate"](event.learners, fixed, tests)
-    capacity = event.measures.get("capacity")
+    test, *_ = last.programs["evaluate"](record.learners, fixed, tests)
+    capacity = record.measures.get("capacity")
     return Outcome(
         swept=swept,
         combinations=combinations,
         validation=validation,
         forgetting=rows(metrics.forgetting(accuracy)),
-        capacity=None if capacity is None else rows(capacity),
+        capacity=None if capacity is None else rows(capacity[:, -1]),
         best=best,
         test=rows(replicas.fetch(test.accuracy, layout).mean(axis=1))[best or 0],
     )

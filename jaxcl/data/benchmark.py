@@ -9,6 +9,7 @@ numpy, and the same arguments always give the same arrays.
 """
 
 import hashlib
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ class Benchmark(NamedTuple):
         return self.tasks[0].train.y.ndim == 2
 
 
-def checksum(arrays: Sequence[np.ndarray]) -> str:
+def checksum_of(arrays: Sequence[np.ndarray]) -> str:
     """The checksum of arrays, their shapes and types: SHA-256, 16 of its digits."""
     digest = hashlib.sha256()
     for array in arrays:
@@ -207,7 +208,7 @@ def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str 
     train, val, test = (
         sum(len(getattr(task, part).y) for task in benchmark.tasks) for part in _PARTS
     )
-    return Provenance(benchmark.name, version, (train, val, test), checksum(arrays))
+    return Provenance(benchmark.name, version, (train, val, test), checksum_of(arrays))
 
 
 def check(benchmark: Benchmark) -> Benchmark:
@@ -263,6 +264,25 @@ def _check_labels(where: str, y: np.ndarray, classes: int, first: np.ndarray) ->
         raise ValueError(f"{where}: {y.shape[1]} targets in a benchmark of {first.shape[1]}.")
     if y.ndim == 1 and y.max() >= classes:
         raise ValueError(f"{where}: label {y.max()} in a task of {classes} classes.")
+
+
+def checksum(benchmark: Benchmark) -> str:
+    """A digest of all that a network sees of a benchmark, 64 hexadecimal digits.
+
+    >>> x = np.zeros((6, 2), np.uint8)
+    >>> first, other = (from_arrays("mine", [(x + i, [0, 0, 0, 1, 1, 1])]) for i in (0, 1))
+    >>> checksum(first) == checksum(first), checksum(first) == checksum(other)
+    (True, False)
+    """
+    digest = hashlib.sha256()
+    constants = [np.asarray(v, np.float64).tolist() for v in (benchmark.mean, benchmark.std)]
+    digest.update(repr((constants, float(benchmark.scale))).encode())
+    for task in benchmark.tasks:
+        digest.update(repr(task.classes).encode())
+        for array in itertools.chain(*task[:3]):
+            digest.update(repr((array.dtype.str, array.shape)).encode())
+            digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _examples(where: str, pair: Sequence) -> Split:

@@ -84,7 +84,19 @@ def _method(name: str, content: Any, seeds: int, tasks: int) -> MethodResults:
         _whole(content, "compilations", of),
         _diverged(content.get("diverged"), f"{of}/diverged", seeds),
         _shown(content["shown"], f"{of}/shown") if "shown" in content else shown_of(name),
+        _curves(content.get("curves") or {}, f"{of}/curves", seeds, tasks),
     )
+
+
+def _curves(content: Any, name: str, seeds: int, tasks: int) -> dict[str, np.ndarray]:
+    found = {}
+    for key, values in _object(content, name).items():
+        of, first = f"{name}/{key}", values
+        for _ in range(2):
+            first = first[0] if isinstance(first, (list, np.ndarray)) and len(first) else []
+        shape = (seeds, tasks, len(first) if isinstance(first, (list, np.ndarray)) else 0)
+        found[str(key)] = numbers(of, values, (shape,), f"{shape}: seeds, tasks and epochs")
+    return found
 
 
 def numbers(

@@ -48,6 +48,9 @@ class MethodResults(NamedTuple):
         diverged: for each seed the task and the epoch, counted from 1, after which its training was
             not finite any more; None for those that are well.
         shown: how it appears.
+        curves: after each epoch of each task, by name: `loss` and `accuracy` of the training, and
+            `validation_loss` or `validation_accuracy` where epochs are judged by it;
+            [seeds, tasks, epochs], nan where a seed has not trained, or no longer.
     """
 
     accuracy: np.ndarray
@@ -58,6 +61,7 @@ class MethodResults(NamedTuple):
     compilations: int
     diverged: Sequence[tuple[int, int] | None]
     shown: Shown
+    curves: Mapping[str, np.ndarray] = {}
 
 
 class Results(NamedTuple):

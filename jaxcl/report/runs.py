@@ -1,13 +1,14 @@
 """The folder of a run, read back: what it was, how far it is, what came out."""
 
 import json
-import re
+import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcl.core.checks import nearest
 from jaxcl.report.reading import read
 from jaxcl.report.results import Results
+from jaxcl.study import checkpoint
 
 
 class Run(NamedTuple):
@@ -77,8 +78,9 @@ def record(folder: Path) -> dict[str, Any]:
 
 
 def _done(folder: Path) -> int:
-    found = [re.fullmatch(r"task_(\d+)", path.name) for path in folder.glob("task_*")]
-    return max((int(match[1]) for match in found if match), default=0)
+    """Tasks that are done; a checkpoint of a longer name is on the way to the end of one."""
+    found = filter(None, (checkpoint.order(path.name) for path in folder.glob("task_*")))
+    return max((number - (more[0] != math.inf) for number, *more in found), default=0)
 
 
 def _near(folder: Path) -> str:

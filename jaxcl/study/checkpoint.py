@@ -17,10 +17,12 @@ record says, which is part of the folder's metadata: for each leaf its keys, typ
 
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import jaxcl
 from jaxcl.core import trees
 from jaxcl.core.trees import PyTree
 from jaxcl.study import digests
@@ -48,7 +51,7 @@ from jaxcl.study.leaves import (
 FORMAT = 1
 
 
-def save(path: str | os.PathLike, learner: PyTree) -> None:
+def save(path: str | os.PathLike, learner: PyTree, about: Mapping[str, str] | None = None) -> None:
     """Writes a checkpoint: whole, or not at all.
 
     It is written under another name beside `path` and renamed when it is complete.
@@ -56,15 +59,18 @@ def save(path: str | os.PathLike, learner: PyTree) -> None:
     Args:
         path: the checkpoint's folder, which must not exist; its parents are made if need be.
         learner: any pytree of arrays, typed keys and numbers, on one device or on a mesh.
+        about: what else is to be known of it, for `about`.
 
     Raises:
         ValueError: if there is something at `path` already, or a leaf is no array of a type that
             JAX has, no key and no number.
     """
-    save_async(path, learner).result()
+    save_async(path, learner, about).result()
 
 
-def save_async(path: str | os.PathLike, learner: PyTree) -> Any:
+def save_async(
+    path: str | os.PathLike, learner: PyTree, about: Mapping[str, str] | None = None
+) -> Any:
     """Like `save`, but returns when the arrays are copied; they may then be donated or changed.
 
     Returns:
@@ -79,7 +85,10 @@ def save_async(path: str | os.PathLike, learner: PyTree) -> Any:
     with jax.enable_x64(True):  # whatever the caller's mode, no leaf loses bits
         written = [written_leaf(keys, leaf) for keys, leaf in leaves]
     arrays = {f"leaf{i}": array for i, (entry, array) in enumerate(written) if is_stored(entry)}
-    record = json.dumps({"format": FORMAT, "leaves": [entry for entry, _ in written]})
+    entries = [entry for entry, _ in written]
+    record = json.dumps(
+        {"format": FORMAT, "about": {**versions(), **(about or {})}, "leaves": entries}
+    )
     return _orbax().save_async(
         path,
         arrays or {"none": np.zeros(1, np.uint8)},  # orbax saves nothing that is empty
@@ -156,20 +165,48 @@ def shapes(path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
+def about(path: str | os.PathLike) -> dict[str, str]:
+    """What was said of a checkpoint when it was saved, and the versions of jaxcl and JAX.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+    """
+    path = _absolute(path)
+    _entries(path)
+    record = json.loads(_orbax().metadata(path).custom_metadata["jaxcl"])
+    return record.get("about", {})
+
+
 def latest(
     folder: str | os.PathLike, name: str = "task", *, readable: bool = False
 ) -> tuple[int, Path] | None:
     """The newest of the checkpoints `name`_1, `name`_2, ... of a folder; None if there is none.
+
+    A name may go on, with further words and numbers: `task_3_epoch_12` and `task_3_epoch_12_step_5`
+    are, in this order, on the way to `task_3`.
 
     Args:
         folder: where they are. Files, and folders of other names, are passed over.
         name: what their names begin with.
         readable: pass over what `verify` refuses, too; by default `restore` will say what is wrong.
     """
-    for number, path in reversed(_numbered(_absolute(folder), name)):
+    for path in reversed(_in_order(_absolute(folder), name)):
         if not readable or _is_whole(path):
-            return number, path
+            return order(path.name, name)[0], path
     return None
+
+
+def order(path_name: str, name: str = "task") -> tuple:
+    """By what checkpoints are sorted, of which the first is the number after `name`; or ().
+
+    >>> sorted(["task_10", "task_2", "task_10_epoch_9", "task_10_epoch_9_step_1"], key=order)
+    ['task_2', 'task_10_epoch_9', 'task_10_epoch_9_step_1', 'task_10']
+    """
+    number = "(0|[1-9][0-9]*)"
+    if not re.fullmatch(f"{re.escape(name)}_{number}(_[a-z]+_{number})*", path_name):
+        return ()
+    first, *more = map(int, re.findall(f"_{number}", path_name.removeprefix(name)))
+    return (first, *(more or [math.inf]))
 
 
 def remove_old(folder: str | os.PathLike, name: str = "task", keep: int = 2) -> list[Path]:
@@ -192,7 +229,7 @@ def remove_old(folder: str | os.PathLike, name: str = "task", keep: int = 2) -> 
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
     ours = []
-    for _, path in _numbered(_absolute(folder), name):
+    for path in _in_order(_absolute(folder), name):
         if not path.is_symlink() and _is_ours(path):
             ours.append(path)
     for path in ours[:-keep]:
@@ -293,14 +330,11 @@ def _load(path: Path, entries: list[Entry], wanted: dict[str, Any]) -> dict[str,
 # Small things
 
 
-def _numbered(folder: Path, name: str) -> list[tuple[int, Path]]:
-    """The folders `name`_1, `name`_2, ..., in the order of their numbers."""
-    found = []
-    for path in folder.iterdir() if folder.is_dir() else ():
-        number = path.name.removeprefix(f"{name}_")
-        if number.isdecimal() and path.name == f"{name}_{int(number)}" and path.is_dir():
-            found.append((int(number), path))
-    return sorted(found)
+def _in_order(folder: Path, name: str) -> list[Path]:
+    """The folders whose names `order` knows."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in paths if order(path.name, name) and path.is_dir()]
+    return sorted(found, key=lambda path: order(path.name, name))
 
 
 def _is_whole(path: Path) -> bool:
@@ -327,6 +361,11 @@ def _first_words(error: Exception) -> str:
 
 def _text(dtype: str, shape: tuple[int, ...]) -> str:
     return dtype if dtype in NUMBERS else f"{dtype}[{', '.join(map(str, shape))}]"
+
+
+def versions() -> dict[str, str]:
+    """Those that decide, beside the device, whether equal steps give equal bits."""
+    return {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
 
 
 def _sha256(text: str) -> str:

@@ -69,6 +69,7 @@ class EpochEnd(NamedTuple):
         cursor: likewise.
         running: bool [replicas], False for a replica that had stopped before this epoch, whose
             metrics are of one that is thrown away.
+        steps: steps of the epoch.
         validation: the loss, or the accuracy, by which the epoch is judged on the validation
             examples, [replicas]; None if it is not.
     """
@@ -82,6 +83,7 @@ class EpochEnd(NamedTuple):
     learners: Learner
     cursor: Cursor
     running: np.ndarray
+    steps: int
     validation: np.ndarray | None
 
 
@@ -90,6 +92,7 @@ class TaskEnd(NamedTuple):
 
     Attributes:
         task: the task, counted from 0.
+        epoch: epochs of the task.
         accuracy: accuracy on every task's held-out examples, [replicas, tasks]; nan where the
             network is not finite, or has none for the task yet.
         loss: likewise.
@@ -100,6 +103,7 @@ class TaskEnd(NamedTuple):
     """
 
     task: int
+    epoch: int
     accuracy: np.ndarray
     loss: np.ndarray
     measures: Mapping[str, np.ndarray]
@@ -214,7 +218,8 @@ def _run(
         metrics, measures, finite = replicas.fetch(results, layout)
         exists = np.arange(len(benchmark.tasks)) <= (task if setup.method.isolates else np.inf)
         accuracy, loss = (np.where(exists, v, np.nan) for v in (metrics.accuracy, metrics.loss))
-        yield TaskEnd(task, accuracy, loss, measures, finite, learners, Cursor(task + 1))
+        epochs = sum(_lengths(study, task, _steps(setup, data)))
+        yield TaskEnd(task, epochs, accuracy, loss, measures, finite, learners, Cursor(task + 1))
 
 
 def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Iterator[Event]:
@@ -252,7 +257,8 @@ def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Itera
 def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[Event]:
     """The epochs of a phase, from a cursor on; returns the learners."""
     study, index, task, number = this.study, cursor.phase, cursor.task, jnp.int32(cursor.task)
-    lengths = _lengths(study, task, _steps(this.setup, feed.data))
+    steps = _steps(this.setup, feed.data)
+    lengths = _lengths(study, task, steps)
     before, planned = sum(lengths[:index]), lengths[index]
     stopped, validation = replicas.fetch(learners.stopping.stopped, study.layout), None
     while cursor.epoch < planned:
@@ -270,7 +276,7 @@ def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[
         cursor = Cursor(task, index, planned if over else cursor.epoch + 1)
         yield EpochEnd(
             task, epoch, sum(lengths), metrics, finite, study.phases[index].name,
-            learners, cursor, running, validation,
+            learners, cursor, running, steps, validation,
         )  # fmt: skip
     return learners
 

@@ -53,7 +53,7 @@ class Study(NamedTuple):
 
     @property
     def setup(self) -> Setup:
-        """The setup of the first replica."""
+        """The setup of the first replica, made anew."""
         return self.recipe({name: value[0] for name, value in self.settings.items()})
 
 

@@ -205,16 +205,16 @@ def test_parameters_and_bytes():
 
 def test_interrupted_run_goes_on_to_the_same_results(finished, tmp_path, monkeypatch, capsys):
     """Stopped in PackNet's second task, then continued, on other devices too."""
-    save, saved = checkpoint.save, []
+    save, saved = checkpoint.save_async, []
 
-    def stop_at_the_fourth(path, record):
+    def stop_at_the_fourth(path, *record):
         saved.append(path.name)
         if len(saved) == 4:
             raise KeyboardInterrupt
-        save(path, record)
+        return save(path, *record)
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", stop_at_the_fourth)
+        patch.setattr(checkpoint, "save_async", stop_at_the_fourth)
         with pytest.raises(SystemExit) as end:
             compare(tmp_path, "--resume")  # with nothing there, it begins
     assert end.value.code == 130
@@ -266,7 +266,14 @@ def test_sweep_is_one_compilation(swept):
     assert results["compilations"] == 1
     settings = [(row["s_max"], row["c"]) for row in results["combinations"]]
     assert settings == [(50, 0.1), (50, 2), (400, 0.1), (400, 2)]
-    names = {"settings.json", "results.json", "table.md", "heatmap.svg", "heatmap.png"}
+    names = {
+        "settings.json",
+        "results.json",
+        "table.md",
+        "heatmap.svg",
+        "heatmap.png",
+        "checkpoints",
+    }
     assert {path.name for path in folder.iterdir()} == names
 
 
@@ -301,7 +308,7 @@ def test_sweep_does_not_overwrite(swept, capsys):
     assert snapshot(folder) == before
 
 
-def test_a_sweep_that_was_stopped_at_its_very_end_runs_again(tmp_path, monkeypatch):
+def test_a_sweep_that_was_stopped_at_its_very_end_goes_on(tmp_path, monkeypatch):
     """What is written last says that all is there; no plot is larger than can be drawn."""
     words = ["sweep", "finetune", "--learning-rate", "0.1,0.2", "--out", str(tmp_path), *TINY]
     folder = tmp_path / "sweep_finetune_split_digits"
@@ -315,7 +322,7 @@ def test_a_sweep_that_was_stopped_at_its_very_end_runs_again(tmp_path, monkeypat
             cli.main(words)
     assert not (folder / "results.json").exists()
     monkeypatch.setattr(figures, "MOST_PIXELS", 300)
-    cli.main(words)
+    cli.main([*words, "--resume"])
     assert json.loads((folder / "results.json").read_text())["compilations"] == 1
     assert max(image.imread(folder / "heatmap.png").shape) <= 300
 

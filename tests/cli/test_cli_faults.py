@@ -86,12 +86,12 @@ def test_a_full_disk(finished, tmp_path, monkeypatch, capsys):
         assert f"{run / 'settings.json'}: No space left" in ends(capsys, words)[0]
         assert list(run.iterdir()) == []
 
-    def half(path, record):
+    def half(path, *_):
         (path.parent / f"{path.name}.orbax-checkpoint-tmp").mkdir(parents=True)
         raise ValueError("RESOURCE_EXHAUSTED: Error writing [os_error_code='28']")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save", half)
+        patch.setattr(checkpoint, "save_async", half)
         last, *_ = ends(capsys, words)
     assert f"{run / 'checkpoints' / 'finetune' / 'task_1'}: No space left" in last
     assert "--resume goes on" in last
