@@ -41,6 +41,7 @@ from jaxcl.methods import find
 from jaxcl.report import figures
 
 METHODS = ("finetune", "packnet", "hat", "pnn")
+FAMILIES = ("finetune", "ewc", "si", "mas", "lwf", "er", "agem", "der", "derpp")
 NETWORKS = {
     "mlp400": recipes.Options(hidden=(400, 400)),
     "mlp2000": recipes.Options(hidden=(2000, 2000)),
@@ -58,7 +59,8 @@ class Config:
     """What to measure.
 
     Attributes:
-        parts: rates: steps a second, and what a method adds to fine-tuning; memory: of the training
+        parts: rates: steps a second, and what a method adds to fine-tuning; families: the same for
+            regularization and replay; memory: of the training
             program; growth: time to the end of a sequence; startup: from the start of the command
             to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
             smallest half of some weights, beside numpy's partition and a sort; convolutions: the
@@ -76,12 +78,15 @@ class Config:
     """
 
     parts: tuple[
-        Literal["rates", "memory", "growth", "startup", "peers", "prune", "convolutions"], ...
-    ] = ("rates", "memory", "growth", "startup", "peers", "prune", "convolutions")
+        Literal[
+            "rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions"
+        ],
+        ...,
+    ] = ("rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions")
     networks: tuple[Literal["mlp400", "mlp2000", "alexnet", "resnet18"], ...] = (
         "mlp400", "mlp2000", "alexnet",
     )  # fmt: skip
-    methods: tuple[Literal["finetune", "packnet", "hat", "pnn"], ...] = METHODS
+    methods: tuple[str, ...] = METHODS
     replicas: tuple[int, ...] = (1, 2, 4, 16, 64)
     growth_tasks: tuple[int, ...] = (5, 10, 20, 50)
     rounds: int = 5
@@ -126,7 +131,7 @@ def main(config: Config) -> None:
     }
     for part in config.parts:
         rows = globals()[part](config)
-        if part in ("rates", "memory", "peers"):  # rows of other networks stay as well
+        if part in ("rates", "families", "memory", "peers"):  # rows of other networks stay as well
             kept = [r for r in results.get(part, []) if r["network"] not in config.networks]
             rows = kept + rows
         elif part == "growth":  # and those of other methods and lengths
@@ -160,6 +165,12 @@ def rates(config: Config) -> list[dict]:
     return rows
 
 
+def families(config: Config) -> list[dict]:
+    """`rates` of regularization and replay, one seed and four, on the small network."""
+    networks = tuple(name for name in config.networks if name == "mlp400")
+    return rates(dataclasses.replace(config, methods=FAMILIES, networks=networks, replicas=(1, 4)))
+
+
 def peers(config: Config) -> list[dict]:
     """Side by side with PyTorch's loops and with Avalanche, on MNIST, in the same process."""
     library = importlib.import_module("peers")
@@ -173,7 +184,7 @@ def peers(config: Config) -> list[dict]:
     x, test_x = ((s.x / mnist.scale - mnist.mean) / mnist.std for s in (task.train, task.test))
     for network in [n for n in config.networks if n.startswith("mlp")]:
         problem = library.Problem(x, task.train.y, NETWORKS[network].hidden, 10)
-        for method in [m for m in config.methods if m != "pnn" and reasons["torch"] is None]:
+        for method in [m for m in ("finetune", "packnet", "hat") if reasons["torch"] is None]:
             loops = {
                 f"PyTorch {method}{', compiled' if compile else ''}": loop
                 for compile in (False, True)
@@ -198,7 +209,7 @@ def peers(config: Config) -> list[dict]:
         problems = [library.Problem(x[:6400], task.train.y[:6400], (400, 400), 10)] * TASKS
         tests = [(test_x, task.test.y)] * TASKS
         for name in library.STRATEGIES:
-            method = {"pnn": "pnn", "packnet": "packnet"}.get(name, "finetune")
+            method = {"naive": "finetune", "replay": "er"}.get(name, name)
             ours = contender(method, "mlp400", 4, config, turns=2 * config.rounds)
             alternate([ours], config.rounds)
             columns = [

@@ -2,7 +2,7 @@
 
     python experiments/defaults.py permuted_digits --methods hat,packnet
 
-Trains every setting of a method's grid with three seeds, in one program for each number of epochs,
+Trains every setting of a method's grid and some seeds, in one program for each number of epochs,
 and writes results/defaults/<benchmark>.json with all that was tried, and <benchmark>.md with the
 best of each method. The test sets are not looked at.
 """
@@ -12,13 +12,13 @@ import itertools
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxcl import data, metrics, recipes, study
 from jaxcl.report.text import markdown, plus_minus
 
-RATES = (0.02, 0.05, 0.1, 0.2)
 GRIDS = {
     "finetune": {},
     "joint": {},
@@ -35,32 +35,42 @@ GRIDS = {
     "der": {"alpha": (0.1, 0.3, 1.0)},
     "derpp": {"alpha": (0.1, 0.3), "beta": (0.5, 1.0)},
 }
-EPOCHS = {
-    "split_digits": (10, 30),
-    "permuted_digits": (10, 20, 30),
-    "split_mnist": (2, 5),
-    "permuted_mnist": (2, 5),
+
+
+class Search(NamedTuple):
+    """What is tried on a benchmark."""
+
+    epochs: tuple[int, ...]
+    rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
+    seeds: int = 3
+
+
+SEARCHES = {
+    "split_digits": Search((10, 30)),
+    "permuted_digits": Search((10, 20, 30)),
+    "split_mnist": Search((2,), (0.005, 0.01, 0.02, 0.05), 1),
+    "permuted_mnist": Search((2,), (0.005, 0.01, 0.02, 0.05), 1),
 }
-SEEDS = 3
 RESULTS = Path(__file__).parent / "results" / "defaults"
 
 
 def search(method: str, benchmark: data.Benchmark, epochs: int) -> list[dict]:
     """Every setting of a method's grid, with its validation accuracy at the end by seed."""
-    grid = {"learning_rate": RATES, **GRIDS[method]}
+    asked = SEARCHES[benchmark.name]
+    grid = {"learning_rate": asked.rates, **GRIDS[method]}
     settings = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     choice = recipes.choose(method, recipes.defaults(benchmark.name), epochs=epochs)
-    columns = {name: np.repeat([s[name] for s in settings], SEEDS) for name in grid}
+    columns = {name: np.repeat([s[name] for s in settings], asked.seeds) for name in grid}
     studies = recipes.studies(
-        choice, benchmark, seeds=list(range(SEEDS)) * len(settings), settings=columns
+        choice, benchmark, seeds=list(range(asked.seeds)) * len(settings), settings=columns
     )
     tasks = len(benchmark.tasks)
-    accuracy = np.full((len(settings) * SEEDS, tasks, tasks), np.nan)
+    accuracy = np.full((len(settings) * asked.seeds, tasks, tasks), np.nan)
     finite = None
     for event in study.run(studies, evaluate_on="val"):
         if isinstance(event, study.TaskEnd):
             accuracy[:, event.task], finite = event.accuracy, event.finite
-    final = np.where(finite, metrics.average_accuracy(accuracy), np.nan).reshape(-1, SEEDS)
+    final = np.where(finite, metrics.average_accuracy(accuracy), np.nan).reshape(-1, asked.seeds)
     return [
         {"epochs": epochs, **setting, "validation": [round(float(v), 5) for v in row]}
         for setting, row in zip(settings, final)
@@ -88,7 +98,7 @@ def table(found: dict[str, list[dict]]) -> str:
 
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    words.add_argument("benchmark", choices=EPOCHS)
+    words.add_argument("benchmark", choices=SEARCHES)
     words.add_argument("--methods", default=",".join(GRIDS))
     asked = words.parse_args()
     benchmark = data.load(asked.benchmark)
@@ -98,7 +108,9 @@ def main() -> None:
     for method in asked.methods.split(","):
         begin = time.perf_counter()
         found[method] = [
-            row for epochs in EPOCHS[asked.benchmark] for row in search(method, benchmark, epochs)
+            row
+            for epochs in SEARCHES[asked.benchmark].epochs
+            for row in search(method, benchmark, epochs)
         ]
         found = {name: found[name] for name in GRIDS if name in found}
         path.write_text(json.dumps(found, indent=1) + "\n")

@@ -29,7 +29,18 @@ except ImportError:
 
 RATE = 0.05  # learning rate of plain SGD, everywhere here
 S_MAX, PENALTY, CLIP = 400.0, 0.75, 10_000.0  # HAT's steepest gate, c, largest gradient norm
-STRATEGIES = ("naive", "ewc", "replay", "packnet", "pnn")  # of Avalanche
+STRATEGIES = (
+    "naive",
+    "ewc",
+    "si",
+    "mas",
+    "replay",
+    "agem",
+    "derpp",
+    "packnet",
+    "pnn",
+)  # Avalanche's
+MEMORY = 200  # examples that its strategies of replay keep
 
 
 class Problem(NamedTuple):
@@ -294,8 +305,8 @@ def avalanche_strategy(name: str, tasks: list[Problem], tests, epochs: int = 1) 
     """Trains tasks one after the other with a strategy of Avalanche.
 
     Data loader, networks and optimizer are Avalanche's own; loggers and metrics are off. A head
-    for each task, but one for all in its PackNet. Its PNN departs from the paper: laterals at the
-    first layer too, none into the head.
+    for each task, but one for all in its PackNet and its DER++. Its PNN departs from the paper:
+    laterals at the first layer too, none into the head.
 
     Args:
       name: one of `STRATEGIES`.
@@ -324,16 +335,26 @@ def avalanche_strategy(name: str, tasks: list[Problem], tests, epochs: int = 1) 
         model = avalanche.packnet.PackNetModel(model)
         pruned = [1 - 1 / left for left in range(count, 0, -1)]  # equal shares of the weights
         plugins = [avalanche.packnet.PackNetPlugin(epochs // 2, pruned)]
-    else:
+    elif name != "derpp":
         model = avalanche.models.as_multitask(model, "classifier")
-        plugins += [avalanche.plugins.EWCPlugin(ewc_lambda=1.0)] if name == "ewc" else []
-        plugins += [avalanche.plugins.ReplayPlugin(mem_size=200)] if name == "replay" else []
+        make = {
+            "ewc": lambda p: p.EWCPlugin(ewc_lambda=1.0),
+            "si": lambda p: p.SynapticIntelligencePlugin(si_lambda=1.0),
+            "mas": lambda p: p.MASPlugin(lambda_reg=1.0),
+            "replay": lambda p: p.ReplayPlugin(mem_size=MEMORY),
+            "agem": lambda p: p.AGEMPlugin(MEMORY // max(count - 1, 1), first.batch),
+        }.get(name)
+        plugins = [make(avalanche.plugins)] if make else []
     marks: list[float] = []
     clock = SimpleNamespace(
         before_training_epoch=lambda *_, **__: marks.append(-time.perf_counter()),
         after_training_epoch=lambda *_, **__: marks.append(time.perf_counter()),
     )
-    strategy = avalanche.supervised.Naive(
+    supervised = avalanche.supervised
+    kind, more = supervised.Naive, {}
+    if name == "derpp":
+        kind, more = supervised.DER, {"mem_size": MEMORY, "alpha": 0.2, "beta": 0.5}
+    strategy = kind(
         model=model,
         optimizer=torch.optim.SGD(model.parameters(), lr=RATE),
         criterion=torch.nn.CrossEntropyLoss(),
@@ -341,6 +362,7 @@ def avalanche_strategy(name: str, tasks: list[Problem], tests, epochs: int = 1) 
         train_epochs=epochs,
         plugins=[*plugins, clock],
         evaluator=None,
+        **more,
     )
     streams = [[(_tensor(x), _tensor(y, torch.int64)) for x, y, *_ in s] for s in (tasks, tests)]
     benchmark = avalanche.benchmarks.tensors_benchmark(*streams, task_labels=[*range(count)])
@@ -349,7 +371,8 @@ def avalanche_strategy(name: str, tasks: list[Problem], tests, epochs: int = 1) 
         strategy.train(benchmark.train_stream[task], drop_last=True)
         model.eval()
         with torch.no_grad():
-            guess = model(x, torch.full_like(y, task)).argmax(1)
+            told = () if name == "derpp" else (torch.full_like(y, task),)
+            guess = model(x, *told).argmax(1)
         steps = strategy.clock.train_exp_iterations
         yield steps, sum(marks), (guess == y).float().mean().item()
 

@@ -1,21 +1,25 @@
 """jaxcl: parameter-isolation continual learning in JAX.
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
-`pnn` decide which, task after task. `masks` holds the pytrees of masks. The modules `models`,
-`train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`, `checkpoint` and `report`
-are loaded when they are first used, as all names are.
+`pnn` decide which, task after task. `masks` holds the pytrees of masks. `load` opens a run, `infer`
+tells the task of an example. The modules `models`, `train`, `study`, `recipes`, `replicas`, `data`,
+`metrics`, `analysis`, `checkpoint`, `report` and `inference` are loaded when they are first used,
+as all names are.
 """
 
 import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from jaxcl import data, models, report, study, testing, train, wiring
+    from jaxcl import data, inference, models, report, study, testing, train, wiring
     from jaxcl.core import masks
     from jaxcl.core.heads import multihead
     from jaxcl.core.isolate import IsolateState, isolate, set_trainable
     from jaxcl.core.method import Method
     from jaxcl.core.model import LateralSpec, Model
+    from jaxcl.inference.runs import load
+    from jaxcl.inference.saved import save
+    from jaxcl.inference.tasks import calibrate, infer
     from jaxcl.methods.agem import agem
     from jaxcl.methods.cpg import CPGState, cpg
     from jaxcl.methods.den import DENOptions, DENState, den
@@ -51,6 +55,7 @@ __all__ = [
     "Wiring",
     "agem",
     "analysis",
+    "calibrate",
     "checkpoint",
     "cpg",
     "data",
@@ -63,8 +68,11 @@ __all__ = [
     "finetune",
     "gate",
     "hat",
+    "infer",
+    "inference",
     "isolate",
     "ledger",
+    "load",
     "lwf",
     "mas",
     "masks",
@@ -76,6 +84,7 @@ __all__ = [
     "recipes",
     "replicas",
     "report",
+    "save",
     "set_trainable",
     "si",
     "study",
@@ -86,7 +95,7 @@ __all__ = [
 ]
 
 _MODULES = {
-    "jaxcl": ("data", "models", "report", "study", "testing", "train", "wiring"),
+    "jaxcl": ("data", "inference", "models", "report", "study", "testing", "train", "wiring"),
     "jaxcl.core": ("masks",),
     "jaxcl.report": ("analysis", "metrics"),
     "jaxcl.study": ("checkpoint", "recipes", "replicas"),
@@ -96,6 +105,9 @@ _NAMES = {
     "jaxcl.core.isolate": ("IsolateState", "isolate", "set_trainable"),
     "jaxcl.core.method": ("Method",),
     "jaxcl.core.model": ("LateralSpec", "Model"),
+    "jaxcl.inference.runs": ("load",),
+    "jaxcl.inference.saved": ("save",),
+    "jaxcl.inference.tasks": ("calibrate", "infer"),
     "jaxcl.methods.agem": ("agem",),
     "jaxcl.methods.cpg": ("CPGState", "cpg"),
     "jaxcl.methods.den": ("DENOptions", "DENState", "den"),

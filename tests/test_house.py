@@ -21,6 +21,7 @@ ROOMS = (
     "study",
     "testing",
     "report",
+    "inference",
     "cli",
 )
 NAMES = {spec.name for spec in REGISTRY}

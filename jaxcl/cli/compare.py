@@ -33,7 +33,7 @@ class Plan(NamedTuple):
     Attributes:
         command: what is asked for.
         place: where it goes.
-        overridden: see `folder.claim`.
+        overridden: what is otherwise than when it began, and allowed to be.
         runs: its methods, by name.
     """
 
@@ -67,14 +67,17 @@ def prepare(
             check_free(path)
         benchmark = load(command.run, command.training)
         plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
-    plans = [_take(plan, held) for plan in plans]
+    plans = [
+        plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
+        for plan in plans
+    ]
     said = [cache, *notes(benchmark, command.training)]
     said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
     return partial(_work, plans, benchmark, folder, said)
 
 
 def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
-    """A comparison before it begins; nothing is written."""
+    """A comparison before it begins."""
     run, options = command.run, command.training
     own = {
         choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
@@ -90,14 +93,6 @@ def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan
     return Plan(command, place, overridden, runs)
 
 
-def _take(plan: Plan, held: ExitStack) -> Plan:
-    """The same as far as its checkpoints, in its folder."""
-    runs = take(plan.place, plan.command, plan.runs, plan.overridden, held)
-    if plan.overridden:
-        plan.place.settings["overridden"] = plan.overridden
-    return plan._replace(runs=runs)
-
-
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
     """The shared options that this method has otherwise."""
     usual = vars(shared)
@@ -105,7 +100,7 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
 
 
 def _work(
-    plans: Sequence[Plan],
+    plans: list[Plan],
     benchmark: Benchmark,
     folder: Path,
     said: Sequence[str],
@@ -126,17 +121,20 @@ def _work(
     paths = [
         path
         for plan, results in zip(plans, found.values())
-        for path in [plan.place.folder / "settings.json", *report.write(results, plan.place.folder)]
-    ]
-    several = len(found) > 1
+        for path in [
+            plan.place.folder / "settings.json", *report.write(results, plan.place.folder)
+        ]
+    ]  # fmt: skip
     with standard_output():
-        if several:
+        if len(found) > 1:
             paths = report.write_scenarios(found, folder)
-        out.print(report.scenarios_table(found) if several else report.table(*found.values()))
+            out.print(report.scenarios_table(found))
         for name, results in found.items():
-            out.print(f"{name}: {results.sentence()}" if several else results.sentence())
+            out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
+        if len(found) == 1:
+            out.print(next(iter(found.values())).sentence())
         conclude(out, folder, paths)
-    if not any(map(_is_finite, found.values())):
+    if all(not _has_result(results) for results in found.values()):
         raise FloatingPointError("no method has a finite result; choose a smaller step size.")
 
 
@@ -144,18 +142,19 @@ def _trained(
     plan: Plan, benchmark: Benchmark, err: Console, stop: Callable[[], bool], several: bool
 ) -> Results:
     """The results in one scenario, which is named if there are several."""
-    settings, methods = plan.place.settings, {}
-    where = f" ({settings['scenario']})" if several else ""
+    command, settings, methods = plan.command, plan.place.settings, {}
+    scenario = settings["scenario"]
+    where = f" ({scenario})" if several else ""
     with bars(err) as progress:
         rows = {
             name: progress.add_task(name + where, start=False, total=1, status="")
             for name in plan.runs
         }
         for name, run in plan.runs.items():
-            least_free = plan.command.warn_free if run.choice.spec.divides else 0
+            least_free = command.warn_free if run.choice.spec.divides else 0
             record = run.record
             moved = partial(show, progress, rows[name])
-            for event, known in follow(run, plan.command.run, stop, moved):
+            for event, known in follow(run, command.run, stop, moved):
                 record = known
                 if event.task + 1 < run.tasks and "capacity" in event.measures:
                     free = 1 - event.measures["capacity"]
@@ -165,12 +164,15 @@ def _trained(
             if not err.is_terminal:
                 err.print(f"{name}{where}: {result}, {float(record.seconds):.1f} s")
             methods[name] = _results(run, record)
-    seeds, tasks = list(range(settings["seeds"])), len(benchmark.tasks)
-    chance = scenarios.chance(benchmark, settings["scenario"])
-    return Results(settings["benchmark"], tasks, seeds, settings, methods, chance)
+    if plan.overridden:
+        settings = {**settings, "overridden": plan.overridden}
+    return Results(
+        settings["benchmark"], len(benchmark.tasks), list(range(settings["seeds"])), settings,
+        methods, scenarios.chance(benchmark, scenario),
+    )  # fmt: skip
 
 
-def _is_finite(results: Results) -> bool:
+def _has_result(results: Results) -> bool:
     return any(row.diverged < len(results.seeds) for row in report.summary(results))
 
 

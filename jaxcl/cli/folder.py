@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from jaxcl.cli import processes
 from jaxcl.cli.options import command_line
-from jaxcl.data.benchmark import Benchmark, checksum
+from jaxcl.data.benchmark import Benchmark, fingerprint
 from jaxcl.report.text import listed, write_whole
 from jaxcl.study import checkpoint
 from jaxcl.study.replicas import Device
@@ -42,7 +42,7 @@ class Origin(NamedTuple):
 def origin_of(benchmark: Benchmark, devices: Sequence[Device]) -> Origin:
     """That of a run that begins here and now."""
     versions = {**checkpoint.versions(), "python": platform.python_version()}
-    return Origin(checksum(benchmark), versions, [str(device.device_kind) for device in devices])
+    return Origin(fingerprint(benchmark), versions, [str(device.device_kind) for device in devices])
 
 
 def claim(

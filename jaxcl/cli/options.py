@@ -30,7 +30,12 @@ COMMANDS = {
     "compare": "Train several methods on one sequence of tasks, and show what each forgot.",
     "sweep": "Train one method with every combination of settings, and pick the best.",
     "plot": "Draw a run again, without training.",
+    "report": "Write one or several runs as a web page, one file that needs no network.",
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
+    "runs": "List runs: method, benchmark, seeds, state, accuracy, time, size.",
+    "show": "Print the results of a run as a table, Markdown, CSV, LaTeX or JSON.",
+    "export": "Write one task's own network as parameters and as a program without jaxcl.",
+    "forget": "Take a task out of a run's networks, and leave all others as they are.",
 }
 TRAINING = ("compare", "sweep")
 ONCE = ("resume", "override")  # options that do not belong to a command to be repeated

@@ -16,6 +16,7 @@ from jaxcl import data
 from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
+from jaxcl.inference import inputs
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import recipes
 from jaxcl.study.memory import limit_bytes
@@ -92,6 +93,7 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
         "tasks": len(benchmark.tasks),
         "seeds": run.seeds,
         "data": data.about(benchmark),
+        "inputs": inputs.plain(inputs.of(benchmark)),
         **more,
         **dataclasses.asdict(training),
     }

@@ -35,7 +35,7 @@ def check_number(
         ("finite", np.isfinite(numbers)),
         (f"above {above:g}", numbers > above),
         (f"at least {least:g}", numbers >= least),
-        (f"at most {most:g}", numbers <= most),
+        (f"at most {most:,}" if most > 1e5 else f"at most {most:g}", numbers <= most),
     ):
         if not holds.all():
             raise ValueError(f"{name} must be {words}, got {value}.")

@@ -119,6 +119,24 @@ def multihead(
     def on_first(function):
         return lambda theta, state: function(select(theta, 0), state)
 
+    def used(theta, state, task):
+        assert method.used is not None
+        return method.used(select(theta, task), state, task)
+
+    def compact(theta, state, task, statistics):
+        assert method.compact is not None
+        return method.compact(select(theta, task), state, task, statistics)
+
+    def forget_task(theta, state, memory, task, kept, fresh):
+        assert method.forget_task is not None
+        rest = select(theta, task), state, memory, task, kept, select(fresh, task)
+        selected, state, memory = method.forget_task(*rest)
+        theta = masks.map_with_path(
+            lambda path, leaf, new: leaf.at[task].set(new[task]) if is_head(path) else leaf,
+            theta, fresh,
+        )  # fmt: skip
+        return restore(selected, theta), state, memory
+
     multiheaded = method._replace(
         init=init,
         begin_task=begin_task,
@@ -129,6 +147,9 @@ def multihead(
         end_task=end_task,
         measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
         tasks=tasks,
+        used=method.used and used,
+        compact=method.compact and compact,
+        forget_task=method.forget_task and forget_task,
     )
     return guarded("multihead", multiheaded)
 

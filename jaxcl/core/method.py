@@ -190,6 +190,18 @@ def _no_penalty(theta, state, task, progress=None):
     return jnp.float32(0)
 
 
+class ForgetTask(Protocol):
+    """Takes a finished task out: what it alone used starts anew, as in `fresh`.
+
+    What later tasks read is theirs from then on. `kept`, bool [tasks], are the finished tasks that
+    stay; `fresh` is a theta as `init` gives it. No logit of a task that stays changes.
+    """
+
+    def __call__(
+        self, theta: PyTree, state: PyTree, memory: PyTree, task: int, kept: Any, fresh: PyTree
+    ) -> tuple[PyTree, PyTree, PyTree]: ...
+
+
 class Measure(NamedTuple):
     """A number about a method.
 
@@ -237,6 +249,12 @@ class Method(NamedTuple):
         params_prefix: what the paths of the network's parameters begin with in `theta`.
         divided: `state -> paths` of the leaves of `theta` whose entries are divided among the
             tasks, so that they cannot be each task's own as a whole.
+        used: `(theta, state, task) -> mask`, which entries of its view a task's network uses: a
+            prefix tree of the view. None if it uses all.
+        compact: `(theta, state, task, statistics) -> (view, statistics)` without what the task does
+            not use, in smaller arrays; not traced. None if nothing can be left out.
+        forget_task: `(theta, state, memory, task, kept, fresh) -> (theta, state, memory)`, without
+            a finished task; not traced. None where what a task left cannot be told apart.
     """
 
     init: Init
@@ -256,11 +274,30 @@ class Method(NamedTuple):
     tasks: int | None = None
     params_prefix: str = ""
     divided: Callable[[PyTree], Any] = lambda state: ()
+    used: Trainable | None = None
+    compact: Callable[[PyTree, PyTree, int, PyTree], tuple[PyTree, PyTree]] | None = None
+    forget_task: ForgetTask | None = None
 
     def capacity(self, theta: PyTree, state: PyTree) -> jax.Array:
         """The measure of that name: the share of the network that the tasks so far use; else 1."""
         measures = dict(self.measures)
         return measures["capacity"](theta, state) if "capacity" in measures else jnp.float32(1)
+
+
+def used_in(view: View, entry: str | None = None) -> Trainable:
+    """`Method.used` of views that are the parameters, but for zeros where a task uses nothing.
+
+    Args:
+        view: the method's.
+        entry: the entry of its theta that holds the parameters; None if theta is the parameters.
+    """
+
+    def used(theta, state, task):
+        ones = jax.tree.map(jnp.ones_like, theta if entry is None else theta[entry])
+        found = view(ones if entry is None else theta | {entry: ones}, state, task)
+        return jax.tree.map(lambda leaf: leaf != 0, found)
+
+    return used
 
 
 def nested(method: Method, name: str) -> Method:
@@ -308,4 +345,7 @@ def nested(method: Method, name: str) -> Method:
         end_task=end_task,
         measures=tuple(m._replace(of=read(m.of)) for m in method.measures),
         divided=lambda state: method.divided(state.base),
+        used=read(method.used),
+        compact=read(method.compact),
+        forget_task=None,  # what the wrapper keeps is of all tasks together
     )

@@ -77,6 +77,7 @@ class Benchmark(NamedTuple):
     provenance: tuple[Provenance, ...] = ()
     identifier: str = ""
     left_out: tuple[str, ...] = ()
+    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
     loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
@@ -86,7 +87,7 @@ class Benchmark(NamedTuple):
         return self.tasks[0].train.y.ndim == 2
 
 
-def checksum_of(arrays: Sequence[np.ndarray]) -> str:
+def checksum(arrays: Sequence[np.ndarray]) -> str:
     """The checksum of arrays, their shapes and types: SHA-256, 16 of its digits."""
     digest = hashlib.sha256()
     for array in arrays:
@@ -208,7 +209,7 @@ def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str 
     train, val, test = (
         sum(len(getattr(task, part).y) for task in benchmark.tasks) for part in _PARTS
     )
-    return Provenance(benchmark.name, version, (train, val, test), checksum_of(arrays))
+    return Provenance(benchmark.name, version, (train, val, test), checksum(arrays))
 
 
 def check(benchmark: Benchmark) -> Benchmark:
@@ -256,22 +257,12 @@ def check(benchmark: Benchmark) -> Benchmark:
     return benchmark._replace(tasks=tuple(tasks), shape=shape)
 
 
-def _check_labels(where: str, y: np.ndarray, classes: int, first: np.ndarray) -> None:
-    """Raises ValueError for labels that do not fit their task, or the benchmark's first."""
-    if y.ndim != first.ndim:
-        raise ValueError(f"{where}: integers and floats as labels do not mix in one benchmark.")
-    if y.ndim == 2 and not y.shape[1] == classes == first.shape[1]:
-        raise ValueError(f"{where}: {y.shape[1]} targets in a benchmark of {first.shape[1]}.")
-    if y.ndim == 1 and y.max() >= classes:
-        raise ValueError(f"{where}: label {y.max()} in a task of {classes} classes.")
-
-
-def checksum(benchmark: Benchmark) -> str:
+def fingerprint(benchmark: Benchmark) -> str:
     """A digest of all that a network sees of a benchmark, 64 hexadecimal digits.
 
     >>> x = np.zeros((6, 2), np.uint8)
     >>> first, other = (from_arrays("mine", [(x + i, [0, 0, 0, 1, 1, 1])]) for i in (0, 1))
-    >>> checksum(first) == checksum(first), checksum(first) == checksum(other)
+    >>> fingerprint(first) == fingerprint(first), fingerprint(first) == fingerprint(other)
     (True, False)
     """
     digest = hashlib.sha256()
@@ -283,6 +274,16 @@ def checksum(benchmark: Benchmark) -> str:
             digest.update(repr((array.dtype.str, array.shape)).encode())
             digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()
+
+
+def _check_labels(where: str, y: np.ndarray, classes: int, first: np.ndarray) -> None:
+    """Raises ValueError for labels that do not fit their task, or the benchmark's first."""
+    if y.ndim != first.ndim:
+        raise ValueError(f"{where}: integers and floats as labels do not mix in one benchmark.")
+    if y.ndim == 2 and not y.shape[1] == classes == first.shape[1]:
+        raise ValueError(f"{where}: {y.shape[1]} targets in a benchmark of {first.shape[1]}.")
+    if y.ndim == 1 and y.max() >= classes:
+        raise ValueError(f"{where}: label {y.max()} in a task of {classes} classes.")
 
 
 def _examples(where: str, pair: Sequence) -> Split:

@@ -56,15 +56,21 @@ def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
     not depend on how many tasks there are. Every further task holds its own copy of the data.
     """
     check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
-    pixels = int(np.prod(benchmark.shape[:-1] or benchmark.shape))
     if len(benchmark.shape) == 1 and np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
         raise ValueError(f"{benchmark.name}: mean and std of a pixel do not fit permuted pixels.")
 
-    def reorder(x: np.ndarray, order: np.ndarray) -> np.ndarray:
-        return np.take(x.reshape(len(x), pixels, -1), order, axis=1).reshape(x.shape)
+    name = f"permuted_{benchmark.name}"
+    made = _repeated(name, benchmark, lambda x, task: reorder(x, seed, task), range(1, tasks))
+    return made._replace(permutation=seed)
 
-    orders = [np.random.default_rng([seed, task]).permutation(pixels) for task in range(1, tasks)]
-    return _repeated(f"permuted_{benchmark.name}", benchmark, reorder, orders)
+
+def reorder(x: np.ndarray, seed: int, task: int) -> np.ndarray:
+    """Inputs [N, ...] with their pixels in the order of one task of `permuted`."""
+    if task == 0:
+        return x
+    pixels = int(np.prod(x.shape[1:-1] or x.shape[1:]))
+    order = np.random.default_rng([seed, task]).permutation(pixels)
+    return np.take(x.reshape(len(x), pixels, -1), order, axis=1).reshape(x.shape)
 
 
 def rotated(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:

@@ -133,7 +133,8 @@ SPEC = Spec(
     label="A-GEM",
     build=_build,
     options=AGEMOptions,
-    color="#6a8f1f",
+    color="#7aa32a",
     scenarios=("task", "domain", "class"),
     reference="Chaudhry et al., Efficient lifelong learning with A-GEM (2019)",
+    presets={"permuted_digits": {"learning_rate": 0.02}, "split_digits": {"learning_rate": 0.02}},
 )

@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_count, check_pattern
-from jaxcl.core.method import Measure, Method, Phase
+from jaxcl.core.method import Measure, Method, Phase, used_in
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree
 from jaxcl.methods import units as of_units
@@ -171,6 +171,8 @@ def cpg(
         measures=(Measure("capacity", partial(_capacity, rules)), *of_units.measures(wiring)),
         isolates=True,
         params_prefix="params/",
+        used=used_in(partial(_view, rules), "params"),
+        forget_task=None,
     )
 
 
@@ -361,7 +363,7 @@ SPEC = Spec(
     label="CPG",
     build=_build,
     options=CPGOptions,
-    color="#6b7f1d",
+    color="#4d5d18",
     parameters=lambda problem, options, learner: sum(
         leaf.size for leaf in jax.tree.leaves(learner.theta["params"])
     ),

@@ -12,7 +12,7 @@ from jax.typing import ArrayLike
 from jaxcl.core import masks
 from jaxcl.core.checks import check_pattern
 from jaxcl.core.heads import HEAD
-from jaxcl.core.method import Context, Method, Phase
+from jaxcl.core.method import Context, Method, Phase, used_in
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree
 from jaxcl.methods import units as of_units
@@ -296,6 +296,8 @@ def den(
         end_task=lambda theta, state, task: (theta, state),
         phases=net.phases(),
         measures=of_units.measures(wiring),
+        used=used_in(view),
+        forget_task=None,
     )
 
 
@@ -529,7 +531,7 @@ SPEC = Spec(
     label="DEN",
     build=_build,
     options=DENOptions,
-    color="#b0892c",
+    color="#6d4c41",
     task_limits=of_units.task_limits,
     presets={
         "permuted_digits": {"optimizer": "adam", "learning_rate": 0.003, "pull": 0.05},

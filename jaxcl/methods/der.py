@@ -160,10 +160,14 @@ SPEC = Spec(
     label="DER",
     build=_build,
     options=DEROptions,
-    color="#b36b5e",
+    color="#c98a77",
     scenarios=("task", "domain", "class"),
     example="--alpha 0.1,0.3,1",
     reference="Buzzega et al., Dark experience for general continual learning (2020)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "alpha": 1.0},
+        "split_digits": {"learning_rate": 0.02, "alpha": 1.0},
+    },
 )
 
 PLUSPLUS = Spec(
@@ -175,4 +179,8 @@ PLUSPLUS = Spec(
     scenarios=("task", "domain", "class"),
     example="--alpha 0.1,0.3,1 --beta 0.3,1",
     reference="Buzzega et al., Dark experience for general continual learning (2020)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "alpha": 0.1, "beta": 1.0},
+        "split_digits": {"alpha": 0.1},
+    },
 )

@@ -95,7 +95,8 @@ SPEC = Spec(
     label="ER",
     build=_build,
     options=EROptions,
-    color="#c2477f",
+    color="#c2185b",
     scenarios=("task", "domain", "class"),
     reference="Chaudhry et al., On tiny episodic memories in continual learning (2019)",
+    presets={"split_digits": {"learning_rate": 0.02}},
 )

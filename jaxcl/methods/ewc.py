@@ -191,7 +191,10 @@ SPEC = Spec(
     options=EWCOptions,
     color="#7b5ea7",
     scenarios=("task", "domain", "class"),
-    presets={"permuted_digits": {"strength": 30.0}, "split_digits": {"strength": 1000.0}},
     example="--ewc.strength 10,100,1000",
     reference="Kirkpatrick et al., Overcoming catastrophic forgetting in neural networks (2017)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02},
+        "split_digits": {"learning_rate": 0.02, "strength": 1000.0},
+    },
 )

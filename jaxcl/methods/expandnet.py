@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 from jaxcl.core import masks
 from jaxcl.core.checks import check_count, check_pattern
 from jaxcl.core.heads import HEAD
-from jaxcl.core.method import Method, Phase
+from jaxcl.core.method import Method, Phase, used_in
 from jaxcl.core.model import Wiring
 from jaxcl.methods import units as of_units
 from jaxcl.methods.finetune import finetune
@@ -149,6 +149,8 @@ def expandnet(
         phases=(Phase("train", share=0.5), *(further for _ in range(rounds))),
         measures=of_units.measures(wiring),
         isolates=True,
+        used=used_in(view),
+        forget_task=None,
     )
 
 
@@ -187,7 +189,7 @@ SPEC = Spec(
     words="ExpandNet (our own definition)",
     build=_build,
     options=ExpandNetOptions,
-    color="#a04a9c",
+    color="#9c27b0",
     task_limits=of_units.task_limits,
     example="--goal 0.9,0.95,0.98",
 )

@@ -8,9 +8,15 @@ from jaxcl.methods.spec import Built, Problem, Spec
 def finetune() -> Method:
     """Plain fine-tuning: every task may change everything. The lower reference.
 
-    Trained on the data of all tasks so far, it is joint training, the upper reference.
+    Trained on the data of all tasks so far, it is joint training, the upper reference. No weight
+    is one task's alone but its head, which is what `forget_task` finds to take out.
     """
-    return guarded("finetune", Method(init=lambda key, params: (params, ())))
+
+    def forget_task(theta, state, memory, task, kept, fresh):
+        return theta, state, memory
+
+    method = Method(init=lambda key, params: (params, ()), forget_task=forget_task)
+    return guarded("finetune", method)
 
 
 def _build(problem: Problem, options) -> Built:
@@ -26,6 +32,7 @@ SPEC = Spec(
     role="lower",
     scenarios=("task", "domain", "class"),
     by_default=True,
+    presets={"permuted_digits": {"learning_rate": 0.02}, "split_digits": {"learning_rate": 0.02}},
 )
 
 JOINT = Spec(
@@ -37,4 +44,5 @@ JOINT = Spec(
     role="upper",
     scenarios=("task", "domain", "class"),
     by_default=True,
+    presets={"permuted_digits": {"learning_rate": 0.02}},
 )

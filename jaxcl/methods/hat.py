@@ -7,13 +7,15 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcl.core import masks
 from jaxcl.core.checks import check_choice, check_count
 from jaxcl.core.guard import guarded
-from jaxcl.core.method import Measure, Method
+from jaxcl.core.method import Measure, Method, used_in
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree, draw
+from jaxcl.methods.compaction import compacted
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 from jaxcl.wiring.table import check_wiring
 
@@ -210,6 +212,14 @@ def hat(
     def capacity(theta, state):
         return masks.capacity(attended_weights(wiring, theta["params"], state.attention))
 
+    def compact(theta, state, task, statistics):
+        params, attention = view(theta, state, task), gates(theta, task, None)
+        if wiring.native:
+            params.pop("gates")
+        else:  # the view has scaled what reads them already
+            attention = jax.tree.map(lambda gate: gate > 0, attention)
+        return compacted(wiring, params, attention, statistics)
+
     method = Method(
         init=partial(_init, wiring, tasks, embedding),
         view=view,
@@ -225,6 +235,10 @@ def hat(
         isolates=True,
         tasks=tasks,
         params_prefix="params/",
+        used=used_in(view, "params"),
+        compact=compact,
+        # Soft gates let every task into every weight.
+        forget_task=partial(_forget, wiring) if hard else None,
     )
     return guarded("hat", method)
 
@@ -260,6 +274,39 @@ def _trainable(wiring: Wiring, theta: PyTree, state: HATState, task) -> PyTree:
             lambda table: (jnp.arange(table.shape[0]) == task)[:, None], theta["embeddings"]
         ),
     }
+
+
+def _forget(
+    wiring: Wiring, theta: PyTree, state: HATState, memory, task: int, kept: np.ndarray, fresh
+) -> tuple[PyTree, HATState, PyTree]:
+    """What no remaining task protects, but the forgotten one did, starts anew."""
+    rest = {
+        name: jnp.any(jnp.asarray(kept)[:, None] & (table > 0), axis=0)
+        for name, table in theta["embeddings"].items()
+    }
+    rest = jax.tree.map(lambda now, before: now.astype(before.dtype), rest, state.attention)
+
+    def renew(path, leaf, new):
+        if path not in wiring.inputs and path not in wiring.outputs:
+            return leaf if kept.any() else new
+        before, now = (_protection(wiring, path, leaf, a) for a in (state.attention, rest))
+        return jnp.where((before > 0) & (now == 0), new, leaf)
+
+    embeddings = jax.tree.map(
+        lambda table, new: table.at[task].set(new[task]), theta["embeddings"], fresh["embeddings"]
+    )
+    params = masks.map_with_path(renew, theta["params"], fresh["params"])
+    return {"params": params, "embeddings": embeddings}, HATState(rest), memory
+
+
+def _protection(wiring: Wiring, path: str, leaf: jax.Array, attention: PyTree) -> jax.Array:
+    """The smaller of the attentions at a leaf's two ends, 1 where there is no gate: broadcasts."""
+    source = target = jnp.ones((1,) * leaf.ndim)
+    if path in wiring.inputs:
+        source = input_factor(wiring, path, leaf, attention)
+    if path in wiring.outputs:
+        target = attention[wiring.outputs[path]].reshape((1,) * (leaf.ndim - 1) + (-1,))
+    return jnp.minimum(source, target)
 
 
 def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:
@@ -427,4 +474,8 @@ SPEC = Spec(
     example="--s-max 100,200,400 --c 0.5,0.75,1",
     reference="Serra et al., Overcoming catastrophic forgetting with hard attention (2018)",
     by_default=True,
+    presets={
+        "permuted_digits": {"s_max": 50.0, "c": 0.25},
+        "split_digits": {"learning_rate": 0.1, "s_max": 200.0, "c": 0.25},
+    },
 )

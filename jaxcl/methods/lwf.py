@@ -183,4 +183,8 @@ SPEC = Spec(
     scenarios=SCENARIOS,
     example="--lwf.strength 0.3,1,3",
     reference="Li and Hoiem, Learning without forgetting (2016)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "strength": 3.0},
+        "split_digits": {"learning_rate": 0.1},
+    },
 )

@@ -130,9 +130,12 @@ SPEC = Spec(
     label="MAS",
     build=_build,
     options=MASOptions,
-    color="#4aa3d8",
+    color="#17a2b8",
     scenarios=("task", "domain", "class"),
-    presets={"permuted_digits": {"strength": 0.3}, "split_digits": {"strength": 0.03}},
     example="--mas.strength 0.03,0.1,0.3",
     reference="Aljundi et al., Memory aware synapses (2018)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "strength": 0.01},
+        "split_digits": {"strength": 0.01},
+    },
 )

@@ -23,7 +23,7 @@ from jaxcl.core.checks import (
 )
 from jaxcl.core.guard import guarded
 from jaxcl.core.heads import HEAD
-from jaxcl.core.method import Measure, Method, Phase
+from jaxcl.core.method import Measure, Method, Phase, used_in
 from jaxcl.core.trees import PyTree
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 
@@ -184,6 +184,8 @@ def packnet(
         isolates=True,
         tasks=tasks,
         divided=lambda state: state.owner,
+        used=used_in(view),
+        forget_task=partial(_forget, reinit_free == "keep"),
     )
     return guarded("packnet", method)
 
@@ -217,6 +219,23 @@ def _where_owned(seen: Callable, theta: PyTree, owner: dict[str, jax.Array]) -> 
         ),
         theta,
     )
+
+
+def _forget(
+    keeps: bool, theta: PyTree, state: PackNetState, memory, task: int, kept: np.ndarray, fresh
+) -> tuple[PyTree, PackNetState, PyTree]:
+    """All later tasks read what a task owns, so the first of them inherits it; else it is free."""
+    later = task + 1 + np.flatnonzero(kept[task + 1 :])
+    heir = int(later[0]) + 1 if len(later) else 0
+
+    def renew(path, leaf, new):
+        if path not in state.owner:  # the first task's, which every task reads
+            return leaf if kept.any() else new
+        new = new if keeps else jnp.zeros_like(leaf)
+        return leaf if heir else jnp.where(state.owner[path] == task + 1, new, leaf)
+
+    owner = jax.tree.map(lambda o: jnp.where(o == task + 1, jnp.uint8(heir), o), state.owner)
+    return masks.map_with_path(renew, theta, fresh), state._replace(owner=owner), memory
 
 
 def _capacity(theta: PyTree, state: PackNetState) -> jax.Array:
@@ -383,4 +402,5 @@ SPEC = Spec(
     example="--prune 0.25,0.5,0.75",
     reference="Mallya and Lazebnik, PackNet (2018)",
     by_default=True,
+    presets={"split_digits": {"retrain_scale": 0.1}},
 )

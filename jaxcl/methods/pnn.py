@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -9,10 +10,13 @@ from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from jaxcl.core import masks
 from jaxcl.core.checks import check_choice, check_count, check_number
 from jaxcl.core.convolution import conv_general_dilated
 from jaxcl.core.guard import guarded
+from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Measure, Method
 from jaxcl.core.model import LateralSpec, Model
 from jaxcl.core.trees import PyTree, draw
@@ -138,8 +142,33 @@ def pnn(
         measures=(Measure("capacity", lambda theta, state: jnp.float32(1)),),
         isolates=True,
         tasks=tasks,
+        compact=partial(_up_to, view),
+        forget_task=partial(_forget, len(specs)),
     )
     return guarded("pnn", method), _network(model, tasks, specs)
+
+
+def _up_to(view, theta: PyTree, state: PNNState, task: int, statistics: PyTree):
+    """The columns up to a task's own; the network indexes them, so one at least is there."""
+    params = view(theta, state, task)
+    columns = jax.tree.map(lambda leaf: leaf[: max(task, 1)], params["columns"])
+    return params | {"columns": columns}, statistics
+
+
+def _forget(
+    layers: int, theta: PyTree, state: PNNState, memory, task: int, kept: np.ndarray, fresh
+) -> tuple[PyTree, PNNState, PyTree]:
+    """What later columns read of this one stays; its head, which none of them reads, does not."""
+    read = layers > 0 and kept[task + 1 :].any()
+    last = f"laterals/{layers - 1}/"
+
+    def clear(path, leaf):
+        is_head = path.startswith(last) or re.search(HEAD, path) is not None
+        return leaf if read and not is_head else leaf.at[task].set(0)
+
+    own = jax.tree.map(lambda new, old: jnp.where(state.current == task, new, old), fresh, theta)
+    columns = masks.map_with_path(clear, state.columns)
+    return own, state._replace(columns=columns), memory
 
 
 def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
@@ -328,6 +357,7 @@ SPEC = Spec(
     ),
     reference="Rusu et al., Progressive Neural Networks (2016)",
     by_default=True,
+    presets={"split_digits": {"alpha": 0.1}},
 )
 
 INDEPENDENT = Spec(

@@ -88,10 +88,17 @@ def replaying(
     for hook, new in (("online", online), ("auxiliary", auxiliary)):
         if new is not None and getattr(base, hook) is not None:
             raise ValueError(f"{name}: the base method has {hook!r} of its own; expected none.")
+
+    def forget_task(theta, state, memory, task, kept, fresh):
+        assert base.forget_task is not None
+        theta, state, _ = base.forget_task(theta, state, (), task, kept, fresh)
+        return theta, state, without(memory, task)
+
     return base._replace(
         trainable=base.trainable_seen or base.trainable,
         online=online,
         auxiliary=auxiliary or base.auxiliary,
+        forget_task=base.forget_task and forget_task,
     )
 
 
@@ -162,6 +169,33 @@ def offer(store: Store, context: Context, buffer: Buffer, step: Step) -> Buffer:
         write(buffer.logits, new.logits) if store.logits else (),
         buffer.count.at[cell].add(offered.astype(jnp.uint32)),
     )
+
+
+def without(buffer: Buffer, task: int) -> Buffer:
+    """The buffer without a task's examples; those that stay move up within their cells.
+
+    A cell that loses some counts as if it had been offered no more than it has left, so that new
+    examples fill it up before any is replaced: of a reservoir, what stays is a uniform sample of
+    the other tasks' examples, and what comes is kept with certainty until it is full.
+    """
+    cells = buffer.count.size
+    size = buffer.y.shape[0] // cells
+    filled = jnp.arange(size)[None, :] < buffer.count[:, None]
+    stays = filled & (buffer.task.reshape(cells, size) != task)
+    order = jnp.argsort(~stays, axis=1, stable=True)
+    number = jnp.sum(stays, axis=1, dtype=jnp.uint32)
+    loses = number < jnp.minimum(buffer.count, jnp.uint32(size))
+    there = jnp.arange(size)[None, :] < number[:, None]
+
+    def move(leaf):
+        rows = leaf.reshape(cells, size, *leaf.shape[1:])
+        wide = (...,) + (None,) * (rows.ndim - 2)
+        moved = jnp.take_along_axis(rows, order[wide], axis=1)
+        moved = jnp.where(there[wide], moved, jnp.zeros_like(moved))
+        return jnp.where(loses.reshape(-1, *[1] * (rows.ndim - 1)), moved, rows).reshape(leaf.shape)
+
+    x, y, tasks, logits = jax.tree.map(move, buffer[:4])
+    return Buffer(x, y, tasks, logits, jnp.where(loses, number, buffer.count))
 
 
 def reservoir_slots(key: jax.Array, number: jax.Array, slots: int) -> jax.Array:

@@ -116,9 +116,12 @@ SPEC = Spec(
     label="SI",
     build=_build,
     options=SIOptions,
-    color="#b5528f",
+    color="#e377b5",
     scenarios=("task", "domain", "class"),
-    presets={"permuted_digits": {"strength": 0.3}, "split_digits": {"strength": 30.0}},
     example="--si.strength 0.1,1,10",
     reference="Zenke et al., Continual learning through synaptic intelligence (2017)",
+    presets={
+        "permuted_digits": {"learning_rate": 0.02, "strength": 10.0},
+        "split_digits": {"learning_rate": 0.02, "strength": 100.0},
+    },
 )

@@ -1,6 +1,6 @@
 """Tables, one sentence and plots of a study, all computed from one `Results`.
 
-It imports the rooms before it (`core` to `study`); only `cli` may import it.
+It imports the rooms before it (`core` to `study`); `inference` and `cli` may import it.
 """
 
 from jaxcl.report.export import records, to_csv, to_latex, to_pandas

@@ -17,13 +17,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from jaxcl.report import metrics
+from jaxcl.report.colors import colors as colors_of
 from jaxcl.report.results import Results, Shown, shown_of, summary
 from jaxcl.report.text import plus_minus, write_whole
 
 MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
 
 _PLAIN = "#444444"
-_SPARE_COLORS = ("#b5528f", "#c99700", "#6a5bb0", "#4aa3d8", "#8a5a2b")
 _SHADES = ListedColormap(matplotlib.colormaps["YlGnBu"](np.linspace(0.02, 0.72, 256)))
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "jaxcl",
@@ -121,12 +121,12 @@ def matrix(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None 
     tasks = next(iter(means.values())).shape[-1]
     seen, numbers = np.tri(tasks, dtype=bool), tasks <= 10
     lowest = np.fmin(90, np.fmin.reduce([mean[seen] for mean in means.values()], axis=None))
-    size = 1.55 if tasks <= 6 else 2.5
+    size = 1.55 if tasks <= 6 else 2.5 if len(means) <= 6 else 1.9
     figure, axes = _panels(list(means), shown, width=size, height=size)
     cells: Any = None
     for name, ax in axes.items():
         colored, written = np.where(seen, means[name], np.nan), means[name] if numbers else None
-        cells = _cells(ax, colored, written, lowest, 100, fontsize=min(7, 65 / tasks))
+        cells = _cells(ax, colored, written, lowest, 100, fontsize=min(7, 26 * size / tasks))
         ax.set(aspect="equal", ylim=(tasks, 0))
         _ticks(ax.xaxis, tasks, start=0.5)
         _ticks(ax.yaxis, tasks, start=0.5)
@@ -154,15 +154,24 @@ def capacity(
         _band(ax, x, mean, half, color=color, alpha=0.2)
         ax.plot(x, mean, "o-", color=color, lw=1.5, ms=3.5, clip_on=False)
         ends[name] = mean[-1]
-    height = -np.inf
-    for name, end in sorted(ends.items(), key=lambda item: item[1]):
-        height = max(end, height + 7)  # labels keep a distance of 7 points of capacity
+    for name, height in _spread(ends, least=7).items():
         place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
         words = {"color": colors[name], "weight": "bold", "annotation_clip": False}
         ax.annotate(_escaped(_shown(name, shown).label), (tasks, height), **place, **words)
     ax.set_ylim(0, 100)
     _ticks(ax.xaxis, tasks)
     return _name_axes(figure, "after training on task", "capacity used (%)")
+
+
+def _spread(heights: Mapping[str, float], least: float) -> dict[str, float]:
+    """Heights that are moved apart until each keeps its distance from the next."""
+    names = sorted(heights, key=lambda name: heights[name])
+    places = np.array([heights[name] for name in names], np.float64)
+    for _ in range(200):
+        missing = np.maximum(least - np.diff(places), 0) / 2
+        places[1:] += missing
+        places[:-1] -= missing
+    return dict(zip(names, places))
 
 
 @style()
@@ -252,7 +261,13 @@ def _panels(names: list[str], shown, width: float, height: float, share: bool = 
         if i >= len(names):
             ax.remove()
             continue
-        ax.set_title(_escaped(labels[i]), color=colors[names[i]], weight="bold")
+        room = 60 * width - (46 if share else 0)  # points, beside the number on the right
+        fitting = max(5, min(9, room / (0.66 * len(labels[i]))))
+        label = _shortened(labels[i], int(room / (0.66 * fitting)))
+        look = {"weight": "bold", "fontsize": fitting}
+        ax.set_title(_escaped(label), color=colors[names[i]], **look)
+        if share and width < 2:
+            ax.tick_params(labelsize=7)
         ax.tick_params(labelbottom=i + columns >= len(names), labelleft=i % columns == 0)
     return figure, dict(zip(names, grid.flat, strict=False))
 
@@ -300,13 +315,11 @@ def _shown(name: str, shown: Mapping[str, Shown] | None) -> Shown:
 
 
 def _colors(names, shown: Mapping[str, Shown] | None) -> dict[str, str]:
-    """A method keeps its color in every plot; one that has none takes a spare one."""
-    own = {name: _shown(name, shown).color for name in names}
-    spare = [name for name, color in own.items() if not color]
-    return {
-        name: color or _SPARE_COLORS[spare.index(name) % len(_SPARE_COLORS)]
-        for name, color in own.items()
-    }
+    return colors_of({name: _shown(name, shown) for name in names})
+
+
+def _shortened(text: str, most: int) -> str:
+    return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
 def _escaped(text: str) -> str:

@@ -38,7 +38,7 @@ def table(results: Results) -> str:
     header = ["Method", "Accuracy (%)", "Forgetting (points)", "BWT (points)", "Parameters"]
     header += ["Extra memory", "Capacity used (%)", "Time (s)"]
     rows = [_row(row, top) for row in summary(results)]
-    return grid(header, rows, kind="methods")
+    return grid(header, rows, kind="sortable")
 
 
 def _row(row: Row, top: Mapping[str, set[str]]) -> list[str]:
@@ -60,7 +60,8 @@ def interval(value: Interval | None, bold: bool = False) -> str:
     if value is None or not np.isfinite(value.mean):
         return number(None, "-")
     said = escape(text.plus_minus(value))
-    return number(value.mean, f"<strong>{said}</strong>" if bold else said)
+    cell = number(value.mean, f"<strong>{said}</strong>" if bold else said)
+    return cell.replace("<td", '<td class="best"', 1) if bold else cell
 
 
 def number(value: float | None, said: str) -> str:

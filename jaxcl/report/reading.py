@@ -62,8 +62,7 @@ def from_json(content: Any) -> Results:
 
 
 def _method(name: str, content: Any, seeds: int, tasks: int) -> MethodResults:
-    if not name.isprintable():
-        raise ValueError(f"methods must have names that can be printed, got {_brief(name)}.")
+    _check_name(name, "methods")
     of = f"methods/{name}"
     content = _object(content, of)
     each, square = (seeds, tasks), (seeds, tasks, tasks)
@@ -75,6 +74,8 @@ def _method(name: str, content: Any, seeds: int, tasks: int) -> MethodResults:
     given = dict(_object(content.get("measures") or {}, f"{of}/measures"))
     if content.get("capacity") is not None:
         given["capacity"] = content["capacity"]
+    for key in given:
+        _check_name(key, f"{of}/measures")
     return MethodResults(
         array("accuracy", _entry(content, "accuracy", of), square, most=1),
         {str(key): array(key, values, each, square) for key, values in given.items()},
@@ -86,6 +87,11 @@ def _method(name: str, content: Any, seeds: int, tasks: int) -> MethodResults:
         _shown(content["shown"], f"{of}/shown") if "shown" in content else shown_of(name),
         _curves(content.get("curves") or {}, f"{of}/curves", seeds, tasks),
     )
+
+
+def _check_name(name: Any, of: str) -> None:
+    if not isinstance(name, str) or not name.isprintable() or len(name) > 200:
+        raise ValueError(f"{of} must have names of a line of text, got {_brief(name)}.")
 
 
 def _curves(content: Any, name: str, seeds: int, tasks: int) -> dict[str, np.ndarray]:

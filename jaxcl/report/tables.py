@@ -1,7 +1,7 @@
 """Tables of a study, for the terminal and in Markdown."""
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -23,43 +23,64 @@ def markdown(results: Results | Mapping[str, Any]) -> str:
     return f"{text.markdown(_HEADER, rows)}\n\n{text.escaped(note(results))}\n"
 
 
-def usage(results: Results | Mapping[str, Any]) -> str:
-    """What each task finds free, and what it uses of its predecessors, as tables in Markdown.
+class Ledger(NamedTuple):
+    """Shares of the network by task, in percent, means over the seeds.
 
-    Empty if no method divides a network. The numbers are percent, means over the seeds.
+    Attributes:
+        title: what they are of.
+        header: of the columns, the first one's with it.
+        rows: by name; nan where there is nothing to say.
     """
-    results, parts = as_results(results), []
-    numbers, methods = range(1, results.tasks + 1), results.methods.values()
+
+    title: str
+    header: list[str]
+    rows: dict[str, list[float]]
+
+
+def ledgers(results: Results | Mapping[str, Any]) -> list[Ledger]:
+    """What each task finds free, and what it uses of its predecessors, as tables of percents.
+
+    There are none if no method divides a network.
+    """
+    results, found = as_results(results), []
+    numbers = list(map(str, range(1, results.tasks + 1)))
     free = {
-        method.shown.label: np.mean(metrics.free(method.measures["capacity"]), axis=0)
-        for method in methods
+        method.shown.label: np.mean(metrics.free(method.measures["capacity"]), axis=0).tolist()
+        for method in results.methods.values()
         if method.shown.divides and "capacity" in method.measures
     }
     if free:
-        parts += ["## Weights that are free when a task begins (%)"]
-        parts += [_percents(["method", *numbers], free)]
-    for method in methods:
+        title = "Weights that are free when a task begins (%)"
+        found.append(Ledger(title, ["method", *numbers], free))
+    for method in results.methods.values():
         overlap = method.measures.get("overlap")
         if overlap is None or np.isnan(overlap).any():
             continue
         later = np.tri(results.tasks, k=-1, dtype=bool).T
         shared = np.where(later, np.mean(metrics.reuse(overlap), axis=0), np.nan)
         own = np.mean(np.diagonal(overlap, axis1=1, axis2=2), axis=0)
-        means = {f"task {i}": [own[i - 1], *shared[i - 1, 1:]] for i in numbers}
-        parts += [
-            f"## {text.escaped(method.shown.label)}: weights that a task uses (% of all), and those"
-            " that a later task uses too (% of them)"
-        ]
-        parts += [_percents(["", "uses", *(f"in task {j}" for j in numbers[1:])], means)]
+        rows = {f"task {n}": [own[i], *shared[i, 1:]] for i, n in enumerate(numbers)}
+        title = (
+            f"{method.shown.label}: weights that a task uses (% of all), and those that a later "
+            f"task uses too (% of them)"
+        )
+        header = ["", "uses", *(f"in task {n}" for n in numbers[1:])]
+        found.append(Ledger(title, header, rows))
+    return found
+
+
+def usage(results: Results | Mapping[str, Any]) -> str:
+    """The ledgers in Markdown; empty if no method divides a network."""
+    parts = []
+    for title, header, rows in ledgers(results):
+        cells = ([name, *map(share, row)] for name, row in rows.items())
+        parts += [f"## {text.escaped(title)}", text.markdown(header, cells)]
     return "\n\n".join(parts) + "\n" if parts else ""
 
 
-def _percents(header: list, rows: dict) -> str:
-    """A table in Markdown: percentages by row, nothing for nan."""
-    cells = (
-        [name, *("" if np.isnan(v) else percent(v) for v in row)] for name, row in rows.items()
-    )
-    return text.markdown(header, cells)
+def share(value: float) -> str:
+    """A percentage, nothing for nan."""
+    return "" if np.isnan(value) else percent(value)
 
 
 def table(results: Results | Mapping[str, Any]) -> "Table":

@@ -1,7 +1,7 @@
 """What a study shows, said in a sentence, and what its tests say in another one."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +9,8 @@ import numpy as np
 from jaxcl.report.paired import pairs
 from jaxcl.report.results import Results, Row, as_results, summary
 from jaxcl.report.text import counted, listed, percent
+
+FEW = 6  # methods that are named one by one
 
 
 def sentence(results: Results | Mapping[str, Any]) -> str:
@@ -24,7 +26,13 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
     several = results.tasks > 1
 
     parts = []
-    for group in filter(None, ([lower] if lower else [], others)):
+    groups = [[lower] if lower else [], others]
+    if len(others) > FEW:  # those that forget nothing by name, the others by their range
+        groups[1:] = [
+            [row for row in others if row.keeps_all],
+            [row for row in others if not row.keeps_all],
+        ]
+    for group in filter(None, groups):
         parts.append(_clause(group, upper, several, first=not parts))
     if upper and not any(upper.shown.words in part for part in parts):
         accuracy = "" if parts else " accuracy"
@@ -33,7 +41,7 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
     if close and lower:
         verb = "intervals of {} overlap" if len(close) > 1 else "interval of {} overlaps"
         parts.append(
-            f"in forgetting, the 95% {verb.format(_names(close))} that of {lower.shown.words}"
+            f"in forgetting, the 95% {verb.format(_some(close))} that of {lower.shown.words}"
         )
     if guessing:
         verb = "are" if len(guessing) > 1 else "is"
@@ -68,20 +76,22 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
 
 def _clause(group: list[Row], upper: Row | None, several: bool, first: bool) -> str:
     """What one or more methods forget, and where they end."""
-    s, text = "" if len(group) > 1 else "s", _names(group)
+    s, text = "" if len(group) > 1 else "s", _some(group)
+    if len(group) > FEW and not first:
+        text = f"the other {text}"
     if several:
-        points = [_points(row.forgetting.mean) for row in group if row.forgetting]
+        points = _values([row.forgetting.mean for row in group if row.forgetting], _points)
         average = " points on average" if first else ""
         nothing = all(row.keeps_all for row in group)
-        text += f" forget{s} {'nothing' if nothing else listed(points) + average}"
-        text += " (below zero: old tasks improved)" if any("-" in p for p in points) else ""
+        text += f" forget{s} {'nothing' if nothing else points + average}"
+        text += " (below zero: old tasks improved)" if "-" in points else ""
         text += " and"
     at = upper.accuracy.mean if upper else math.inf
     gap = max(abs(row.accuracy.mean - at) for row in group)
     if upper and gap <= 0.02:
         at, gap = percent(at), math.ceil(round(1000 * gap, 6)) / 10  # rounded up: stays true
         return text + f" end{s} within {gap:.1f} points of {upper.shown.words} ({at}%)"
-    numbers = listed([percent(row.accuracy.mean) for row in group])
+    numbers = _values([row.accuracy.mean for row in group], percent)
     return text + f" end{s} at {numbers}%" + (" accuracy" if first else "")
 
 
@@ -106,10 +116,22 @@ def _tested(results: Results, rows: list[Row]) -> str:
         words = f"{s} significantly in accuracy from {top.shown.words}"
     else:
         words = f"{top.shown.words} is significantly more accurate than "
-        words += "all others" if len(told) == len(others) > 1 else _names(told)
-        words += f", but not than {_names(close)}" if close else ""
+        words += "all others" if len(told) == len(others) > 1 else _some(told, "others")
+        words += f", but not than {_some(close, 'others')}" if close else ""
     test = "paired t-tests with Holm's correction" if len(found) > 1 else "a paired t-test"
     return f" By {test}, {words}."
+
+
+def _values(values: Sequence[float], say: Callable[[float], str]) -> str:
+    """Each of them, or their range if they are many."""
+    if len(values) <= FEW:
+        return listed([say(value) for value in values])
+    return f"{say(min(values))} to {say(max(values))}"
+
+
+def _some(rows: list[Row], called: str = "methods") -> str:
+    """Their names, or their number if they are many."""
+    return _names(rows) if len(rows) <= FEW else f"{len(rows)} {called}"
 
 
 def _names(rows: list[Row]) -> str:

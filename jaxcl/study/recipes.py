@@ -27,6 +27,7 @@ from jaxcl.train.losses import accuracy, cross_entropy, explained, squared_error
 from jaxcl.train.types import Setup
 
 NORMS = "norm"  # in the paths of the built-in networks' norms
+MOST_EPOCHS, MOST_STEPS = 10**6, 2**31 - 1  # steps are counted in int32
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Options:
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     reset_optimizer: bool = True
     batch: int = option(32, least=1)
-    epochs: int = option(30, least=1)
-    steps: int | None = option(None, least=1)
+    epochs: int = option(30, least=1, most=MOST_EPOCHS)
+    steps: int | None = option(None, least=1, most=MOST_STEPS)
     select: Literal["loss", "accuracy"] | None = None
     patience: int | None = option(None, least=1)
     norm: Literal["frozen", "per_task"] = "frozen"
@@ -114,7 +115,7 @@ def defaults(benchmark: str) -> Options:
         return Options(hidden=(400, 400), batch=64, epochs=2)
     if benchmark.endswith("cifar100"):
         return Options(network="alexnet", batch=64, epochs=30)
-    return Options(epochs=10 if benchmark == "permuted_digits" else 30)
+    return Options(epochs=20 if benchmark == "permuted_digits" else 30)
 
 
 def choose(method: str | Spec, options: Options | None = None, **changes: Any) -> Choice:

@@ -7,7 +7,15 @@ It imports `core` alone; `methods`, `study` and whatever comes after them may im
 
 from jaxcl.train.evaluation import evaluate, evaluate_all, frozen_features
 from jaxcl.train.forward import network
-from jaxcl.train.lifecycle import begin_phase, begin_task, end_phase, end_task, grow, start
+from jaxcl.train.lifecycle import (
+    begin_phase,
+    begin_task,
+    end_phase,
+    end_task,
+    forget_task,
+    grow,
+    start,
+)
 from jaxcl.train.loop import end_epoch, epoch, steps
 from jaxcl.train.losses import accuracy, cross_entropy, explained, squared_error
 from jaxcl.train.types import (
@@ -41,6 +49,7 @@ __all__ = [
     "evaluate_all",
     "examples",
     "explained",
+    "forget_task",
     "frozen_features",
     "grow",
     "network",

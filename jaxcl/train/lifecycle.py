@@ -1,5 +1,7 @@
 """The boundaries of training: a learner starts, begins and ends phases and tasks, and grows."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -223,3 +225,41 @@ def end_phase(setup: Setup, learner: Learner) -> Learner:
         return learner
     theta, statistics, memory = learner.stopping.kept
     return learner._replace(theta=theta, statistics=statistics, memory=memory)
+
+
+def forget_task(setup: Setup, learner: Learner, task: int, kept: Any) -> Learner:
+    """Takes a finished task out of a learner, between two tasks: its head, and all it alone used.
+
+    What later tasks read of it is the first one's of them from then on; the rest starts anew, and
+    can be trained by a new task. No logit of the other tasks changes.
+
+    Args:
+        setup: method and network.
+        learner: the learner.
+        task: the task to forget, counted from 0.
+        kept: bool [tasks], the finished tasks that stay.
+
+    Raises:
+        ValueError: for a method that cannot tell apart what a task left, tasks that share a head,
+            or a task that is to be kept.
+    """
+    if setup.method.forget_task is None:
+        raise ValueError("the method cannot forget: what a task left in it cannot be told apart.")
+    if setup.scenario != "task":
+        raise ValueError(
+            f"in the scenario {setup.scenario!r} all tasks share one head: none can be forgotten."
+        )
+    kept = np.asarray(kept)
+    fresh = start(setup, jax.random.fold_in(learner.key, 2**31 + task), len(kept))
+    theta, state, memory = setup.method.forget_task(
+        learner.theta, learner.state, learner.memory, task, kept, fresh.theta
+    )
+    statistics = learner.statistics
+    if setup.norm == "per_task":
+        statistics = jax.tree.map(
+            lambda rows, new: rows.at[task].set(new[task]), statistics, fresh.statistics
+        )
+    renewed = learner._replace(
+        theta=theta, state=state, memory=memory, statistics=statistics, opt_state=()
+    )
+    return begin_phase(setup, renewed, 0)  # the optimizer, and what was kept, know the task too

@@ -58,6 +58,8 @@ def snapshot(folder):
         ("compare --benchmark permuted_digits --tasks 0", "--tasks must be at least 1, got 0"),
         ("compare --seeds 0", "--seeds must be at least 1, got 0"),
         ("compare --epochs 0", "--epochs must be at least 1, got 0"),
+        ("compare --epochs 100000000", "--epochs must be at most 1,000,000, got 100000000"),
+        ("compare --steps 3000000000", "--steps must be at most 2,147,483,647, got 3000000000"),
         ("compare --patience 0", "--patience must be at least 1, got 0"),
         ("compare --prune 1.5", "--prune must be at most 1, got 1.5"),
         ("compare --prune -0.5", "--prune must be at least 0, got -0.5"),
@@ -187,7 +189,7 @@ def test_methods_in_any_spelling(words):
 
 def test_defaults_follow_the_benchmark():
     command = parse(["compare"])
-    assert command.training == Options(epochs=10)
+    assert command.training == Options(epochs=20)
     assert command.run.benchmark == "permuted_digits"
     for words in (["--benchmark", "split_mnist"], ["--benchmark=split_mnist"]):
         training = parse(["compare", *words, "--epochs", "3"]).training

@@ -1,0 +1,47 @@
+"""`jaxcl report`: one file, or one sentence and nothing."""
+
+import pytest
+
+from jaxcl.cli import main as cli
+from tests.cli import runs
+from tests.cli.test_plot_merge import said, snapshot
+
+
+def test_writes_one_page(tmp_path, capsys):
+    one, two = runs.finished(tmp_path / "one"), runs.finished(tmp_path / "two", epochs=3)
+    cli.main(["report", str(one), str(two), "-o", str(tmp_path / "page.html")])
+    assert "HAT (two)" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert f"Written to {tmp_path / 'page.html'} (" in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {"one", "two", "page.html"}
+
+
+def test_an_unfinished_run_has_a_page_too(tmp_path):
+    cli.main(["report", str(runs.unfinished(tmp_path / "begun")), "-o", str(tmp_path / "p.html")])
+    assert "is not finished" in (tmp_path / "p.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["report"], "there is nothing to report; give a folder"),
+        (["report", "on"], "there is no folder on; the nearest are 'one'"),
+        (["report", "one", "begun"], "the run begun is not finished, so nothing compares with it"),
+        (["report", "one", "class"], "fit together: scenario is 'task' in the one and 'class'"),
+        (["report", "one", "--output", "page.pdf"], "--output must end in .html, got 'page.pdf'"),
+        (["report", "one", "--output", "no/page.html"], "no/page.html: No such file or directory"),
+    ],
+)  # fmt: skip
+def test_refused(words, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runs.finished(tmp_path / "one")
+    runs.finished(tmp_path / "class", scenario="class")
+    runs.unfinished(tmp_path / "begun")
+    before = snapshot(tmp_path)
+    assert message in said(capsys, *words)
+    assert snapshot(tmp_path) == before
+
+
+def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
+    message = said(capsys, "report", runs.finished(tmp_path / "one"))
+    assert 'pip install "jaxcl[report]"' in message
