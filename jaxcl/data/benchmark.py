@@ -77,6 +77,7 @@ class Benchmark(NamedTuple):
     provenance: tuple[Provenance, ...] = ()
     identifier: str = ""
     left_out: tuple[str, ...] = ()
+    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
     loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
