@@ -35,6 +35,7 @@ COMMANDS = {
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
     "runs": "List runs: method, benchmark, seeds, state, accuracy, time, size.",
     "show": "Print the results of a run as a table, Markdown, CSV, LaTeX or JSON.",
+    "infer": "Measure a run's networks told the task, and inferring it from the input alone.",
     "export": "Write one task's own network as parameters and as a program without jaxcl.",
     "forget": "Take a task out of a run's networks, and leave all others as they are.",
 }
