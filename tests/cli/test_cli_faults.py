@@ -220,13 +220,13 @@ def test_settings_of_an_earlier_version(unfinished, tmp_path, capsys):
     file = run / "settings.json"
     content = json.loads(file.read_text())
     content["settings"] |= {"prune": 0.5, "s_max": 400.0}  # flat, as they were
-    del content["settings"]["options"]
+    options = content["settings"].pop("options")
     file.write_text(json.dumps(content))
     before = file.read_bytes()
     last, *_ = ends(capsys, [*COMPARE, "--out", tmp_path, "--resume"])
     assert "holds a run of an earlier version of jaxcl, which this one cannot go on with" in last
     assert file.read_bytes() == before
-    content["settings"] = json.loads(before)["settings"] | {"options": {"finetune": {}}}
+    content["settings"] |= {"options": options}
     file.write_text(json.dumps(content))
     assert (
         "(prune is 0.5 there, None here)"
