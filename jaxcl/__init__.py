@@ -1,10 +1,10 @@
 """jaxcl: parameter-isolation continual learning in JAX.
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
-`pnn` decide which, task after task. `masks` holds the pytrees of masks. `load` opens a run, `infer`
-tells the task of an example. The modules `models`, `train`, `study`, `recipes`, `replicas`, `data`,
-`metrics`, `analysis`, `checkpoint`, `report` and `inference` are loaded when they are first used,
-as all names are.
+`pnn` decide which, task after task. `masks` holds the pytrees of masks. `load` opens a run, and
+`infer` tells the task of an example. The modules `models`, `train`, `study`, `recipes`, `replicas`,
+`data`, `metrics`, `analysis`, `checkpoint`, `report` and `inference` are loaded when they are first
+used, as all names are.
 """
 
 import importlib

@@ -10,13 +10,14 @@ import jax
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = [*sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("README.md")]
+USE = ROOT / "docs" / "use.md"  # whose blocks go on from one another, commands among them
+PAGES = [p for p in [*sorted(ROOT.glob("docs/**/*.md")), *ROOT.glob("README.md")] if p != USE]
 
 
 def blocks(page, language="python"):
     """The fenced blocks of a page, with the line at which each begins."""
     text = page.read_text(encoding="utf-8")
-    pattern = rf"^( *)```{language}\n(.*?)^\1```"
+    pattern = rf"^( *)```(?:{language})\n(.*?)^\1```"
     for found in re.finditer(pattern, text, re.MULTILINE | re.DOTALL):
         line = text[: found.start(2)].count("\n") + 1
         yield f"{page.relative_to(ROOT)}:{line}", textwrap.dedent(found[2])
@@ -75,3 +76,24 @@ def test_a_method_of_ones_own_runs_by_the_command(where, command, folder, monkey
     main([*words, "--no-cache"])
     assert "EWC (docs)" in capsys.readouterr().out
     jax.config.update("jax_enable_compilation_cache", True)
+
+
+def test_the_page_on_use_runs_from_its_top_to_its_end(folder, monkeypatch, capsys):
+    from jaxcl.cli.main import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    write_files(USE, folder)
+    jax.devices()
+    names = {"__name__": "__main__"}
+    for where, code in blocks(USE, "python|sh"):
+        if code.startswith("jaxcl "):
+            for line in code.splitlines():
+                words = shlex.split(line)[1:]
+                main([*words, "--no-cache"] if words[0] == "compare" else words)
+        elif not file_of(code):
+            with jax.numpy_rank_promotion("allow"):
+                exec(compile(code, where, "exec"), names)
+    jax.config.update("jax_enable_compilation_cache", True)
+    said = capsys.readouterr().out
+    assert "('packnet', 'hat', 'er')" in said  # of the first block
+    assert "| PackNet |" in said  # and of the last

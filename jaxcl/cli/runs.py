@@ -42,15 +42,16 @@ def run(args: Sequence[str]) -> None:
     folder = parse_plainly(Runs, "runs", args).folder
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}.")
-    found = sorted(path.parent for path in folder.glob("*/settings.json"))
+    # A comparison in several scenarios has a folder for each.
+    found = sorted(p.parent for deep in ("*", "*/*") for p in folder.glob(f"{deep}/settings.json"))
     if not found:
         raise ValueError(f"{folder} holds no runs of jaxcl.")
     out, _ = terminal.consoles()
     with standard_output():
-        out.print(_table(str(folder), [row(path) for path in found]))
+        out.print(_table(str(folder), [row(folder, path) for path in found]))
 
 
-def row(folder: Path) -> list[str]:
+def row(root: Path, folder: Path) -> list[str]:
     """What the list says of one run, a cell for each column."""
     try:
         settings = record(folder)["settings"]
@@ -58,7 +59,7 @@ def row(folder: Path) -> list[str]:
         middle = _of_sweep(folder, settings) if is_sweep else _of_comparison(folder)
     except (ValueError, KeyError, TypeError, OSError) as error:
         middle = ["", "", "", " ".join(f"cannot be read: {error}".split()), "", ""]
-    return [folder.name, *middle, size(_bytes(folder))]
+    return [str(folder.relative_to(root)), *middle, size(_bytes(folder))]
 
 
 def _of_comparison(folder: Path) -> list[str]:

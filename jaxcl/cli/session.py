@@ -92,8 +92,8 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
         "benchmark": run.benchmark,
         "tasks": len(benchmark.tasks),
         "seeds": run.seeds,
-        "data": data.about(benchmark),
         "inputs": inputs.plain(inputs.of(benchmark)),
+        "data": data.about(benchmark),
         **more,
         **dataclasses.asdict(training),
     }

@@ -60,9 +60,8 @@ def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
     check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
     if len(benchmark.shape) == 1 and np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
         raise ValueError(f"{benchmark.name}: mean and std of a pixel do not fit permuted pixels.")
-
-    name = f"permuted_{benchmark.name}"
-    made = _repeated(name, benchmark, lambda x, task: reorder(x, seed, task), range(1, tasks))
+    name, later = f"permuted_{benchmark.name}", list(range(1, tasks))
+    made = _repeated(name, benchmark, lambda x, task: reorder(x, seed, task), later)
     return made._replace(permutation=seed)
 
 

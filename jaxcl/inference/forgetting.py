@@ -77,7 +77,7 @@ def forget(trained: Trained, task: int) -> Forgotten:
     fresh, old = path.with_name(NEW), path.with_name(OLD)
     for left in (fresh, old):  # by one that was interrupted
         shutil.rmtree(left, ignore_errors=True)
-    checkpoint.save(fresh, new)
+    checkpoint.save(fresh, new, checkpoint.about(path))
     checkpoint.remove_old(path.parent, keep=1)  # they know the task too
     path.rename(old)
     fresh.rename(path)

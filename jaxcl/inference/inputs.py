@@ -23,6 +23,8 @@ class Inputs(NamedTuple):
         scale: what it divides by first.
         classes: of each task.
         permutation: the seed of the tasks' own orders of pixels; None if they have none.
+        names: for each task the names of its classes, as the set has them; () if it has none.
+        targets: the network gives numbers, of which each task has as many as it has classes.
     """
 
     shape: tuple[int, ...]
@@ -32,6 +34,8 @@ class Inputs(NamedTuple):
     scale: float
     classes: tuple[int, ...]
     permutation: int | None = None
+    names: tuple[tuple[str, ...], ...] = ()
+    targets: bool = False
 
     def stored(self, images: Any) -> np.ndarray:
         """Examples [N, ...] in the form in which they are stored.
@@ -95,7 +99,8 @@ def plain(inputs: Inputs) -> dict[str, Any]:
         return [float(v) for v in value] if np.ndim(value) else float(value)
 
     numbers = {name: number(getattr(inputs, name)) for name in ("mean", "std", "scale")}
-    lists = {"shape": list(inputs.shape), "classes": list(inputs.classes)}
+    names = [list(names) for names in inputs.names]
+    lists = {"shape": list(inputs.shape), "classes": list(inputs.classes), "names": names}
     return {**inputs._asdict(), **numbers, **lists}
 
 
@@ -129,10 +134,28 @@ def read(given: Any) -> Inputs:
     if seed is not None and (not isinstance(seed, int) or seed < 0):
         raise ValueError(f"inputs: permutation must be a seed or null, got {seed!r}.")
 
+    names, targets = _names(given["names"], classes), given["targets"]
+    if not isinstance(targets, bool):
+        raise ValueError(f"inputs: targets must be true or false, got {targets!r}.")
+
     def number(value):
         return tuple(value) if isinstance(value, list) else value
 
     return Inputs(
         tuple(shape), dtype, number(given["mean"]), number(given["std"]), float(given["scale"]),
-        tuple(classes), seed,
+        tuple(classes), seed, names, targets,
     )  # fmt: skip
+
+
+def _names(given: Any, classes: list[int]) -> tuple[tuple[str, ...], ...]:
+    def fits(names, count):
+        return (
+            isinstance(names, list)
+            and len(names) == count
+            and all(isinstance(name, str) for name in names)
+        )
+
+    each = isinstance(given, list) and len(given) in (0, len(classes))
+    if not each or not all(map(fits, given, classes)):
+        raise ValueError("inputs: names must have, for each task, a name for each of its classes.")
+    return tuple(tuple(names) for names in given)

@@ -60,11 +60,19 @@ class Predictor(NamedTuple):
         return found[:, self._visible(found.shape[1], number)]
 
     def probabilities(self, images: Any, task: int | None = None) -> np.ndarray:
-        """The softmax of `logits`, float [N, C]."""
+        """The softmax of `logits`, float [N, C].
+
+        Raises:
+            ValueError: as `logits`, or for a network that gives numbers.
+        """
+        if self.inputs is not None and self.inputs.targets:
+            raise ValueError("this network gives numbers, not classes: see logits.")
         return np.asarray(jax.nn.softmax(jnp.asarray(self.logits(images, task)), -1))
 
     def predict(self, images: Any, task: Any = None) -> np.ndarray:
         """The class of each example, int [N], counted from 0 within its task.
+
+        Of a network that gives numbers it is they, float [N, D].
 
         Args:
             images: as in `logits`.
@@ -80,15 +88,18 @@ class Predictor(NamedTuple):
                     f"task must be a number, one for each image or 'infer', got {task!r}."
                 )
             task = self.infer(images).task
+        answer: Callable = lambda outputs: outputs.argmax(-1)  # noqa: E731
+        if self.inputs is not None and self.inputs.targets:
+            answer = np.asarray
         if task is None or np.ndim(task) == 0:
-            return self.logits(images, task).argmax(-1)
+            return answer(self.logits(images, task))
         chosen = np.asarray(task)
         for number in np.unique(chosen).tolist():
             self._task(number)
         each = self._every_logits(images)
         if chosen.shape != each.shape[1:2]:
             raise ValueError(f"task has shape {chosen.shape} for {each.shape[1]} images.")
-        return each[chosen, np.arange(len(chosen))].argmax(-1)
+        return answer(each[chosen, np.arange(len(chosen))])
 
     def infer(self, images: Any, batch: int | None = None) -> Inferred:
         """The task of each example, by this predictor's rule and calibration: see `jaxcl.infer`.

@@ -45,12 +45,13 @@ def datasets(results: Results) -> dict[str, Rows]:
     shown = {name: method.shown for name, method in results.methods.items()}
     called = labels(shown)
     every = {called[name]: method for name, method in results.methods.items()}
-    found: dict[str, Rows] = {name: [] for name in ("means", "ends", "cells", "used")}
+    found: dict[str, Rows] = {name: [] for name in ("means", "ends", "cells", "used", "epochs")}
     for label, method in every.items():
         found["means"] += _means(label, method)
         found["ends"] += _ends(label, method, results)
         found["cells"] += _cells(label, method, results)
         found["used"] += _used(label, method)
+        found["epochs"] += _epochs(label, method)
     return {name: rows for name, rows in found.items() if rows}
 
 
@@ -124,6 +125,21 @@ def _used(label: str, method: MethodResults) -> Rows:
     ]
 
 
+def _epochs(label: str, method: MethodResults) -> Rows:
+    """The curves, means over the seeds that are still training; `at` counts tasks."""
+    found = []
+    for curve, values in method.curves.items():
+        kept = values[counting(method)]
+        count = np.isfinite(kept).sum(axis=0)
+        sums = np.nansum(kept, axis=0)
+        for task, epoch in np.argwhere(count > 0).tolist():
+            mean = float(sums[task, epoch] / count[task, epoch])
+            row = {"method": label, "curve": curve, "task": task + 1, "epoch": epoch + 1}
+            at = round(task + (epoch + 1) / values.shape[2], 4)
+            found.append({**row, "at": at, "value": float(f"{mean:.5g}")})
+    return found
+
+
 def _percent(value: Any) -> float:
     return round(100 * float(value), 4)
 
@@ -150,6 +166,7 @@ def charts(results: Results) -> list[Chart]:
     measured.pop("accuracy", None)
     found += [_points(name, color, len(having)) for name, having in measured.items()]
     found += [_capacity(color, tasks)] if "used" in rows else []
+    found += [_training(color, tasks, rows["epochs"])] if "epochs" in rows else []
     return found
 
 
@@ -303,6 +320,36 @@ def _capacity(color: dict, tasks: int) -> Chart:
     }
     words = "The share of its weights that a method has given away after each task."
     return Chart("capacity", "Capacity in use", words, spec)
+
+
+def _training(color: dict, tasks: int, rows: Rows) -> Chart:
+    kinds = list(dict.fromkeys(row["curve"] for row in rows))
+    axis = {"values": list(range(tasks + 1)), "format": "d"}
+    x = {"field": "at", "type": "quantitative", "title": "tasks trained", "axis": axis}
+    tooltip = [_tip(name) for name in ("method", "task", "epoch")]
+    tooltip.append(_tip("value", "mean", format=".4g"))
+    spec = {
+        "data": {"name": "epochs"},
+        "params": [{"name": "curve", "value": kinds[0]}, {"name": "hidden", "value": []}],
+        "transform": [{"filter": "datum.curve === curve"}, VISIBLE],
+        "height": 280,
+        "encoding": {
+            "x": x,
+            "y": _value("value", "mean over the seeds", zero=False, nice=True),
+            "color": color,
+            "detail": {"field": "task"},
+        },
+        "layer": [
+            {"mark": {"type": "line", "strokeWidth": 1.5}},
+            {
+                "mark": {"type": "point", "filled": True, "size": 14},
+                "encoding": {"tooltip": tooltip},
+            },
+        ],
+    }
+    words = "What was recorded after each epoch of each task, means over the seeds."
+    choices = [(kind, kind.replace("_", " ")) for kind in kinds]
+    return Chart("curves", "Training", words, spec, {"curve": choices})
 
 
 def _after(tasks: int) -> dict[str, Any]:

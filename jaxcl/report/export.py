@@ -25,8 +25,8 @@ def records(results: Results | Mapping[str, Any], what: str = "table") -> list[d
         results: the results of a study, or what `results.json` holds.
         what: "table", a row for each method, fractions and half widths of their 95% intervals;
             "accuracy", a row for each method, seed, task trained on and task tested on, counted
-            from 1; "measures", a row for each number of a method's own; or "pairs", a row for each
-            two methods.
+            from 1; "measures", a row for each number of a method's own; "curves", a row for each
+            number of each epoch; or "pairs", a row for each two methods.
 
     Raises:
         ValueError: for something else, or results that do not fit together.
@@ -72,6 +72,17 @@ def _measures(results: Results) -> list[dict[str, Any]]:
     ]
 
 
+def _curves(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"method": name, "seed": seed, "task": at[0] + 1, "epoch": at[1] + 1, "curve": curve}
+        | {"value": float(one[*at])}
+        for name, method in results.methods.items()
+        for curve, values in method.curves.items()
+        for seed, one in zip(results.seeds, values)
+        for at in np.argwhere(np.isfinite(one)).tolist()
+    ]
+
+
 def _pairs(results: Results) -> list[dict[str, Any]]:
     return [
         {"first": pair.first, "second": pair.second, "difference": pair.difference.mean}
@@ -85,6 +96,7 @@ _RECORDS: dict[str, Callable[[Results], list[dict[str, Any]]]] = {
     "table": _table,
     "accuracy": _accuracy,
     "measures": _measures,
+    "curves": _curves,
     "pairs": _pairs,
 }
 

@@ -7,6 +7,7 @@ it is.
 import contextlib
 import io
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,44 @@ def capacity(
     ax.set_ylim(0, 100)
     _ticks(ax.xaxis, tasks)
     return _name_axes(figure, "after training on task", "capacity used (%)")
+
+
+@style()
+def curves(
+    methods: Mapping[str, Mapping[str, np.ndarray]], shown: Mapping[str, Shown] | None = None
+) -> Figure:
+    """What was recorded after each epoch, task after task, a panel for each kind of curve.
+
+    Args:
+        methods: for each method its curves by name, [seeds, tasks, epochs], nan where there is
+            nothing.
+    """
+    kinds = list(dict.fromkeys(kind for one in methods.values() for kind in one))
+    tasks = next(iter(next(iter(methods.values())).values())).shape[1]
+    figure = Figure(figsize=(8, 0.6 + 1.9 * len(kinds)), layout="constrained")
+    grid, colors = (
+        figure.subplots(len(kinds), squeeze=False, sharex=True)[:, 0],
+        _colors(methods, shown),
+    )
+    for ax, kind in zip(grid, kinds):
+        for name, values in ((name, one[kind]) for name, one in methods.items() if kind in one):
+            with warnings.catch_warnings():  # of epochs that no seed has
+                warnings.simplefilter("ignore", RuntimeWarning)
+                mean = np.nanmean(values, axis=0)
+            for task, line in enumerate(mean):
+                x = task + np.arange(1, len(line) + 1) / len(line)
+                label = _escaped(_shown(name, shown).label) if task == 0 else None
+                ax.plot(x, line, color=colors[name], lw=1.2, label=label)
+        ax.set_title(kind.replace("_", " "), color=_PLAIN)
+        ax.set_xlim(0, tasks)
+        for task in range(1, tasks):
+            ax.axvline(task, color="#dddddd", lw=0.6, zorder=0)
+    _ticks(grid[-1].xaxis, tasks, start=0.5)
+    grid[-1].tick_params(axis="x", length=0)
+    grid[-1].set_xlabel("epochs of task", color=_PLAIN)
+    handles = grid[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside right upper", frameon=False)
+    return figure
 
 
 def _spread(heights: Mapping[str, float], least: float) -> dict[str, float]:

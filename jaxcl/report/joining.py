@@ -128,14 +128,10 @@ def _method(name: str, parts: Mapping[str, Results], seeds: Sequence[int]) -> Me
     rows = [place[seed][1] for seed in seeds]
     used = {place[seed][0] for seed in seeds}
     kept = [holding[called].methods[name] for called in holding if called in used]
-    measures = set.intersection(*(set(row.measures) for row in rows))
     return rows[0]._replace(
         accuracy=np.concatenate([row.accuracy for row in rows]),
-        measures={
-            key: np.concatenate([row.measures[key] for row in rows])
-            for key in rows[0].measures
-            if key in measures
-        },
+        measures=_joined([row.measures for row in rows]),
+        curves=_joined([row.curves for row in rows]),
         parameters=max(row.parameters for row in rows),
         extra_bytes=max(row.extra_bytes for row in rows),
         seconds=round(sum(method.seconds for method in kept), 2),
@@ -144,11 +140,18 @@ def _method(name: str, parts: Mapping[str, Results], seeds: Sequence[int]) -> Me
     )
 
 
+def _joined(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays that all rows have, row below row."""
+    shared = set.intersection(*(set(row) for row in rows))
+    return {key: np.concatenate([row[key] for row in rows]) for key in rows[0] if key in shared}
+
+
 def _rows(method: MethodResults, rows: Sequence[int]) -> MethodResults:
     """Some of the seeds."""
     return method._replace(
         accuracy=method.accuracy[rows],
         measures={name: values[rows] for name, values in method.measures.items()},
+        curves={name: values[rows] for name, values in method.curves.items()},
         diverged=[method.diverged[row] for row in rows],
     )
 

@@ -97,6 +97,7 @@ def _check_name(name: Any, of: str) -> None:
 def _curves(content: Any, name: str, seeds: int, tasks: int) -> dict[str, np.ndarray]:
     found = {}
     for key, values in _object(content, name).items():
+        _check_name(key, name)
         of, first = f"{name}/{key}", values
         for _ in range(2):
             first = first[0] if isinstance(first, (list, np.ndarray)) and len(first) else []

@@ -6,7 +6,7 @@ whose code comes from the package vl-convert and is written into the page.
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ LIBRARIES = (
 )
 RECORDS = ("table", "measures", "pairs")
 SAVED = {"table": "the table", "cells": "all accuracies", "measures": "the methods' measures"}
-SAVED |= {"pairs": "the paired differences"}
+SAVED |= {"epochs": "the training curves", "pairs": "the paired differences"}
 
 
 def page(runs: Sequence[Run]) -> str:
@@ -58,8 +58,9 @@ def page(runs: Sequence[Run]) -> str:
         parts += _findings(results, drawn, _dropped(runs, results))
     parts += [_section("run", "What was run", *map(_about, runs)), _settings(runs)]
     if results:
-        parts.append(_downloads(results))
-    return _document(str(title), "\n".join(parts), results, drawn)
+        tables = {**datasets(results), **{name: records(results, name) for name in RECORDS}}
+        parts += [_downloads(tables), _scripts(tables, drawn)]
+    return _document(str(title), "\n".join(parts))
 
 
 def _together(runs: Sequence[Run]) -> Results | None:
@@ -107,6 +108,7 @@ def _contents(results: Results, drawn: Sequence[Chart]) -> str:
     parts = [("table", "Results"), ("over", "Accuracy over the sequence")]
     parts += [("matrices", "Matrices"), ("transfer", "Forgetting and transfer")]
     parts += [("ledger", "Capacity")] if _has_ledger(results, drawn) else []
+    parts += [("training", "Training")] if any(c.name == "curves" for c in drawn) else []
     parts += [("cost", "Memory and time")]
     parts += [("paired", "Paired differences")] if _compared(results) else []
     parts += [("run", "What was run"), ("settings", "Settings"), ("save", "Data")]
@@ -134,12 +136,14 @@ def _findings(results: Results, drawn: Sequence[Chart], dropped: str) -> list[st
             f'<div class="grid{" large" if results.tasks > 6 else ""}">{grid}</div>',
         )
     )  # fmt: skip
-    rest = [c for c in drawn if c not in cells and c.name not in ("sequence", "capacity")]
+    rest = [c for c in drawn if c not in cells and c.name not in ("sequence", "capacity", "curves")]
     pair = f'<div class="pair">{"".join(map(_figure, rest))}</div>'
     parts.append(_section("transfer", "Forgetting and transfer", pair))
     if _has_ledger(results, drawn):
         chart = [_figure(by_name["capacity"], title=False)] if "capacity" in by_name else []
         parts.append(_section("ledger", "Capacity", *chart, *map(_ledger, ledgers(results))))
+    if "curves" in by_name:
+        parts.append(_section("training", "Training", _figure(by_name["curves"], title=False)))
     parts.append(_section("cost", "Memory and time", _costs(results)))
     if _compared(results):
         parts.append(_section("paired", "Paired differences", *_pairs(results)))
@@ -274,7 +278,7 @@ def _settings(runs: Sequence[Run]) -> str:
         cells = [f"<td{differ}>{escape(value)}</td>" for value in values]
         rows.append([_head(name), *cells])
     header = ["Setting", *(run.name if len(runs) > 1 else "Value" for run in runs)]
-    return _section("settings", "Settings", _scroll(html.grid(header, rows, kind="plain")))
+    return _section("settings", "Settings", _scroll(html.grid(header, rows, kind="left")))
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, str]:
@@ -289,11 +293,11 @@ def _flat(settings: dict[str, Any]) -> dict[str, str]:
     return found
 
 
-def _downloads(results: Results) -> str:
+def _downloads(tables: Mapping[str, list]) -> str:
     buttons = "".join(
         f'<button type="button" data-table="{name}">Save {said} as CSV</button>'
         for name, said in SAVED.items()
-        if name not in RECORDS or records(results, name)
+        if tables.get(name)
     )
     return _section("save", "Data", f'<div class="save">{buttons}</div>')
 
@@ -313,18 +317,19 @@ def _head(name: str) -> str:
     return f'<th scope="row">{escape(name)}</th>'
 
 
-def _document(title: str, body: str, results: Results | None, drawn: Sequence[Chart]) -> str:
-    scripts = ""
-    if results:
-        tables = {**datasets(results), **{name: records(results, name) for name in RECORDS}}
-        data = {name: _columns(rows) for name, rows in tables.items() if rows}
-        specs = [chart._asdict() | {"controls": None} for chart in drawn]
-        library = load_extra("vl_convert", install("report")).javascript_bundle()
-        scripts = (
-            f"{_json('data', data)}\n{_json('charts', specs)}\n"
-            f'<script type="module">/* {LIBRARIES} */\n{_script(library)}\n'
-            f"{_script((HERE / 'page.js').read_text(encoding='utf-8'))}</script>"
-        )
+def _scripts(tables: Mapping[str, list], drawn: Sequence[Chart]) -> str:
+    """The data, the charts, and what draws them."""
+    data = {name: _columns(rows) for name, rows in tables.items() if rows}
+    specs = [chart._asdict() | {"controls": None} for chart in drawn]
+    library = load_extra("vl_convert", install("report")).javascript_bundle()
+    return (
+        f"{_json('data', data)}\n{_json('charts', specs)}\n"
+        f'<script type="module">/* {LIBRARIES} */\n{_script(library)}\n'
+        f"{_script((HERE / 'page.js').read_text(encoding='utf-8'))}</script>"
+    )
+
+
+def _document(title: str, body: str) -> str:
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -332,7 +337,7 @@ def _document(title: str, body: str, results: Results | None, drawn: Sequence[Ch
         f'<meta name="generator" content="jaxcl">\n<title>{escape(title)}</title>\n'
         f"<style>\n{(HERE / 'page.css').read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
         f"<noscript><p>The charts need JavaScript; the tables do not.</p></noscript>\n"
-        f"<main>\n{body}\n</main>\n{scripts}\n</body>\n</html>\n"
+        f"<main>\n{body}\n</main>\n</body>\n</html>\n"
     )
 
 

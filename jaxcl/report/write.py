@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxcl.core.checks import load_extra
 from jaxcl.report import paired, text
+from jaxcl.report.export import to_csv
 from jaxcl.report.results import Results, as_results, counting, to_json
 from jaxcl.report.tables import markdown, usage
 from jaxcl.report.wording import sentence
@@ -19,8 +20,8 @@ def draw(results: Results | Mapping[str, Any]) -> "dict[str, Figure]":
     """Draws the study, as figures by name.
 
     Seeds that diverged are left out, as in the table. `accuracy` shows each task as the sequence
-    goes on, `matrix` the accuracy matrices, and `capacity` what is used after each task, if some
-    method has a capacity.
+    goes on, `matrix` the accuracy matrices, `capacity` what is used after each task, if some method
+    has a capacity, and `curves` what was recorded after each epoch.
 
     Args:
         results: the results of a study, or what `results.json` holds.
@@ -45,6 +46,9 @@ def draw(results: Results | Mapping[str, Any]) -> "dict[str, Figure]":
     }
     if any(values is not None for values in used.values()):
         drawn["capacity"] = figures.capacity(used, shown)
+    curves = {name: method.curves for name, method in methods.items() if method.curves}
+    if curves:
+        drawn["curves"] = figures.curves(curves, shown)
     return drawn
 
 
@@ -69,7 +73,7 @@ def plots(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
 
 
 def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path]:
-    """Writes `results.json`, `table.md` (the sentence and the tables) and the plots.
+    """Writes `results.json`, `table.md` (the sentence and the tables), `curves.csv` and the plots.
 
     Text files are written whole or not at all, so a reader never sees half of one.
 
@@ -87,5 +91,7 @@ def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
     parts += [paired.markdown(results), usage(results)]
     page = "\n\n".join(part.strip() for part in parts if part) + "\n"
     files = {"results.json": json.dumps(to_json(results), indent=1) + "\n", "table.md": page}
+    if any(method.curves for method in results.methods.values()):
+        files["curves.csv"] = to_csv(results, "curves")
     paths = [text.write_whole(folder / name, content) for name, content in files.items()]
     return paths + plots(results, folder)

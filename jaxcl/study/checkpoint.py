@@ -165,6 +165,15 @@ def shapes(path: str | os.PathLike) -> dict[str, Any]:
     return found
 
 
+def digests_of(path: str | os.PathLike) -> dict[str, str]:
+    """The digest of each leaf that a checkpoint holds, by path, as its record says them.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+    """
+    return {entry.name: entry.bits for entry in _entries(_absolute(path))}
+
+
 def about(path: str | os.PathLike) -> dict[str, str]:
     """What was said of a checkpoint when it was saved, and the versions of jaxcl and JAX.
 

@@ -215,6 +215,9 @@ def _extra(benchmark, hollow):
         ({"mean": float("inf")}, "mean must be finite"),
         ({"permutation": -1}, "permutation must be a seed"),
         ({"more": 1}, "inputs must have the entries shape, dtype"),
+        ({"names": [["a", "b"], ["c"], ["d", "e"]]}, "a name for each of its classes"),
+        ({"names": "abc"}, "names must have, for each task"),
+        ({"targets": 1}, "targets must be true or false"),
     ],
 )
 def test_inputs_of_a_damaged_file(change, said):

@@ -122,3 +122,28 @@ def test_plots_are_figures(results):
     drawn = results.plots()
     assert set(drawn) == {"accuracy", "matrix", "capacity"}
     assert all(hasattr(figure, "savefig") for figure in drawn.values())
+
+
+def with_curves(results):
+    loss = np.full((3, 3, 2), np.nan)
+    loss[:, :, 0], loss[:, 0, 1] = 0.5, 0.25
+    methods = dict(results.methods)
+    methods["hat"] = methods["hat"]._replace(curves={"loss": loss})
+    return results._replace(methods=methods)
+
+
+def test_curves_are_written_and_drawn_where_there_are_any(results, tmp_path):
+    assert report.records(results, "curves") == []
+    assert "curves.csv" not in {path.name for path in results.save(tmp_path / "none")}
+    curved = with_curves(results)
+    rows = report.records(curved, "curves")
+    assert len(rows) == 3 * 4
+    assert rows[1] == {
+        **{"method": "hat", "seed": 0, "task": 1, "epoch": 2, "curve": "loss", "value": 0.25}
+    }
+    names = {path.name for path in curved.save(tmp_path / "some")}
+    assert {"curves.csv", "curves.svg", "curves.png"} <= names
+    again = report.Results.load(tmp_path / "some")
+    np.testing.assert_array_equal(
+        again.methods["hat"].curves["loss"], curved.methods["hat"].curves["loss"]
+    )
