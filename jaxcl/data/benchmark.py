@@ -80,7 +80,6 @@ class Benchmark(NamedTuple):
     permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
     loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
 
     @property
     def regression(self) -> bool:
