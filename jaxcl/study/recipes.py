@@ -100,11 +100,14 @@ class Choice(NamedTuple):
         spec: the method.
         shared: the options that every method has.
         own: an instance of `spec.options`.
+        model: a network that takes the place of the options' one; or a function of the share of
+            the hidden units that gives it.
     """
 
     spec: Spec
     shared: Options
     own: Any
+    model: Any = None
 
 
 def defaults(benchmark: str) -> Options:
@@ -254,11 +257,26 @@ def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -
     own = f"{HEAD}|{NORMS}" if shared.norm == "per_task" else HEAD
     return Problem(
         tasks or len(benchmark.tasks),
-        lambda width=1.0: network(benchmark, shared, width),
+        lambda width=1.0: _network(choice, benchmark, width),
         own if shared.scenario == "task" else None,
         shared.norm,
         shared.scenario,
     )
+
+
+def _network(choice: Choice, benchmark: Benchmark, width: float) -> Model:
+    """The network of a method, that of `Choice.model` if there is one."""
+    model = choice.model
+    if model is None:
+        return network(benchmark, choice.shared, width)
+    if not isinstance(model, Model):
+        return model(width)
+    if width != 1.0:
+        raise ValueError(
+            f"{choice.spec.name} needs the network with {width:g} of its hidden units: give model "
+            f"as a function from that share to a network."
+        )
+    return model
 
 
 def recipe(
@@ -346,10 +364,9 @@ def with_settings(choice: Choice, settings: Mapping[str, Any]) -> Choice:
                 f"{choice.spec.name} has no numeric setting '{name}'{nearest(name, can)}; it has "
                 f"{', '.join(can)}."
             )
-    return Choice(
-        choice.spec,
-        dataclasses.replace(choice.shared, **shared),
-        dataclasses.replace(choice.own, **own),
+    return choice._replace(
+        shared=dataclasses.replace(choice.shared, **shared),
+        own=dataclasses.replace(choice.own, **own),
     )
 
 
