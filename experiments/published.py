@@ -54,6 +54,7 @@ class Figure(NamedTuple):
 
 
 REGULARIZED = ("ewc", "si", "mas", "lwf")
+HEADER = ("scenario", "method", "published (%)", "ours (%)", "forgetting (points)")
 REST = ("finetune", "er", "joint", "si", "mas", "lwf")
 
 FIGURES: dict[str, Figure] = {
@@ -168,9 +169,7 @@ def page(name: str) -> str:
     parts = [
         f"# {name}, beside {figure.source}",
         f"`{kept['command']}`; {figure.protocol}. {seconds / 60:.0f} minutes on two shared cores.",
-        markdown(
-            ["scenario", "method", "published (%)", "ours (%)", "forgetting"], lines(name), left=2
-        ),
+        markdown(HEADER, lines(name), left=2),
         "Mean and half width of the 95% interval over the seeds.",
     ]
     return "\n\n".join(parts) + "\n"

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jaxcl.methods.pnn import PNNState, pnn
     from jaxcl.methods.si import si
     from jaxcl.report import analysis, metrics
+    from jaxcl.report.comparing import compare
     from jaxcl.study import checkpoint, recipes, replicas
     from jaxcl.wiring import Wiring, trace_wiring
 
@@ -57,6 +58,7 @@ __all__ = [
     "analysis",
     "calibrate",
     "checkpoint",
+    "compare",
     "cpg",
     "data",
     "den",
@@ -122,6 +124,7 @@ _NAMES = {
     "jaxcl.methods.packnet": ("PackNetState", "ledger", "packnet"),
     "jaxcl.methods.pnn": ("PNNState", "pnn"),
     "jaxcl.methods.si": ("si",),
+    "jaxcl.report.comparing": ("compare",),
     "jaxcl.wiring": ("Wiring", "trace_wiring"),
 }
 _MODULE_OF = {name: f"{home}.{name}" for home, names in _MODULES.items() for name in names}

@@ -19,10 +19,11 @@ from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
-from jaxcl.report.results import MethodResults, Results, shown_of
+from jaxcl.report.comparing import chance, method_results
+from jaxcl.report.results import Results
 from jaxcl.report.text import percent
 from jaxcl.study import recipes
-from jaxcl.study.comparison import MethodRun, Record
+from jaxcl.study.comparison import MethodRun
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
@@ -163,31 +164,17 @@ def _trained(
             progress.update(rows[name], status=result)
             if not err.is_terminal:
                 err.print(f"{name}{where}: {result}, {float(record.seconds):.1f} s")
-            methods[name] = _results(run, record)
+            methods[name] = method_results(run, record)
     if plan.overridden:
         settings = {**settings, "overridden": plan.overridden}
     return Results(
         settings["benchmark"], len(benchmark.tasks), list(range(settings["seeds"])), settings,
-        methods, scenarios.chance(benchmark, scenario),
+        methods, chance(benchmark, scenario),
     )  # fmt: skip
 
 
 def _has_result(results: Results) -> bool:
     return any(row.diverged < len(results.seeds) for row in report.summary(results))
-
-
-def _results(run: MethodRun, record: Record) -> MethodResults:
-    return MethodResults(
-        record.accuracy,
-        record.measures,
-        run.parameters,
-        run.extra_bytes,
-        round(float(record.seconds), 2),
-        int(record.compilations),
-        [(int(at[0]), int(at[1])) if at[0] else None for at in record.diverged],
-        shown_of(run.choice.spec),
-        record.curves,
-    )
 
 
 def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:

@@ -13,6 +13,7 @@ from jaxcl.methods import REGISTRY, check_distinct, find
 from jaxcl.methods.spec import Spec, check_options, check_spec, option
 from jaxcl.report.text import listed
 from jaxcl.study import recipes
+from jaxcl.study.pace import interval
 from jaxcl.study.recipes import Choice, Options
 
 T = TypeVar("T")
@@ -360,6 +361,10 @@ def _check_shared(run: Run, training: Options) -> None:
         raise ValueError("--hidden needs at least one width.")
     if max(training.hidden) > 1_000_000:
         raise ValueError(f"--hidden must be at most 1000000, got {max(training.hidden)}.")
+    try:
+        interval(run.save_every)
+    except ValueError as error:
+        raise ValueError(f"--save-every {error}") from None
     check_name(run.name)
 
 

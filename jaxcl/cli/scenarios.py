@@ -8,10 +8,7 @@ part "task" alone.
 import dataclasses
 from pathlib import Path
 
-import numpy as np
-
 from jaxcl.cli.options import Compare
-from jaxcl.data.benchmark import Benchmark
 
 
 def divide(command: Compare, folder: Path) -> dict[Path, Compare]:
@@ -52,14 +49,3 @@ def _part(command: Compare, folder: Path, scenario: str) -> Compare:
         choices=choices,
         scenarios=(scenario,),
     )
-
-
-def chance(benchmark: Benchmark, scenario: str) -> float:
-    """The mean accuracy of guessing: among a task's classes, or in "class" among all of them.
-
-    Nothing of the variance of targets is explained by a guess.
-    """
-    if benchmark.regression:
-        return 0.0
-    each = [task.classes for task in benchmark.tasks]
-    return 1 / sum(each) if scenario == "class" else float(np.mean([1 / n for n in each]))

@@ -93,7 +93,7 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(_bytes(array))
     return digest.hexdigest()[:16]
 
 
@@ -205,6 +205,11 @@ def _divide(where: str, y: np.ndarray, seed: int) -> list[np.ndarray]:
     return [np.sort(part) for part in np.split(rows, [held, 2 * held])]
 
 
+def _bytes(array: Any) -> Any:
+    """What a checksum reads; of examples that are streamed, what describes the files."""
+    return np.ascontiguousarray(array.described() if is_streamed(array) else array).data
+
+
 def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str = "") -> Provenance:
     """Where a benchmark is from, whose decoded arrays are these."""
     train, val, test = (
@@ -273,7 +278,7 @@ def fingerprint(benchmark: Benchmark) -> str:
         digest.update(repr(task.classes).encode())
         for array in itertools.chain(*task[:3]):
             digest.update(repr((array.dtype.str, array.shape)).encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(_bytes(array))
     return digest.hexdigest()
 
 
@@ -291,7 +296,7 @@ def _examples(where: str, pair: Sequence) -> Split:
     """Checks one split's arrays, whatever the others are."""
     try:
         x, y = pair
-        x, y = np.asarray(x), np.asarray(y)
+        x, y = x if is_streamed(x) else np.asarray(x), np.asarray(y)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected a pair of arrays (x, y): {error}.") from error
     if x.dtype.kind not in "iu" and not jnp.issubdtype(x.dtype, np.floating):
@@ -306,7 +311,7 @@ def _examples(where: str, pair: Sequence) -> Split:
         )
     if x.ndim < 2 or y.ndim not in ((1, 2) if targets else (1,)) or len(x) != len(y):
         raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
-    if x.size == 0:
+    if 0 in x.shape:
         raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
     if are_tokens(x.dtype):
         low, high = int(x.min()), int(x.max())
@@ -324,6 +329,11 @@ def _examples(where: str, pair: Sequence) -> Split:
     if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
         raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}.")
     return Split(x, y.astype(np.int32, copy=False))
+
+
+def is_streamed(x: Any) -> bool:
+    """Whether examples are read while a network trains: see `streaming.Images`."""
+    return hasattr(x, "batches")
 
 
 def are_tokens(dtype: Any) -> bool:

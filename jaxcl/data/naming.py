@@ -117,6 +117,7 @@ def _yes(text: str) -> bool:
 _READERS: dict[str, Callable[[str], Any]] = {
     "tasks": int, "seed": int, "order": int, "classes": _classes, "validation": float,
     "normalize": str, "size": int, "flat": _yes, "skip_corrupt": _yes,
+    "stream": _yes, "augment": _yes,
 }  # fmt: skip
 _WANTED = {
     int: "a whole number", float: "a number", _classes: "labels such as 0-1/2+4/5-9",

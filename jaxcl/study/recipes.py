@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxcl import models
@@ -22,8 +21,8 @@ from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, normalize
 from jaxcl.methods import Built, Problem, Spec, find
 from jaxcl.methods.spec import check_options, option, swept_names
+from jaxcl.study.fitting import augmentation, check_order, check_targets, judged_by
 from jaxcl.study.programs import Study, build, divide
-from jaxcl.train.losses import accuracy, cross_entropy, explained, squared_error
 from jaxcl.train.types import Setup
 
 NORMS = "norm"  # in the paths of the built-in networks' norms
@@ -59,6 +58,9 @@ class Options:
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
             "jaxcl compare" takes several, as in task,class, and shows them side by side.
         unseen: in the scenario class, whether logits of classes still to come are masked or kept.
+        order: of the examples in an epoch: each seed draws its own, or one serves all, as what is
+            streamed needs; then a task's boundary sees a sample of its examples.
+        augment: random crops of padded images on the device, or those and reflections, in training.
         precision: type of the network's arithmetic; parameters and masks are float32.
     """
 
@@ -79,6 +81,8 @@ class Options:
     norm: Literal["frozen", "per_task"] = "frozen"
     scenario: Literal["task", "domain", "class"] = "task"
     unseen: Literal["masked", "kept"] = "masked"
+    order: Literal["each", "one"] = "each"
+    augment: Literal["none", "crop", "crop_flip"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -96,11 +100,14 @@ class Choice(NamedTuple):
         spec: the method.
         shared: the options that every method has.
         own: an instance of `spec.options`.
+        model: a network that takes the place of the options' one; or a function of the share of
+            the hidden units that gives it.
     """
 
     spec: Spec
     shared: Options
     own: Any
+    model: Any = None
 
 
 def defaults(benchmark: str) -> Options:
@@ -250,11 +257,26 @@ def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -
     own = f"{HEAD}|{NORMS}" if shared.norm == "per_task" else HEAD
     return Problem(
         tasks or len(benchmark.tasks),
-        lambda width=1.0: network(benchmark, shared, width),
+        lambda width=1.0: _network(choice, benchmark, width),
         own if shared.scenario == "task" else None,
         shared.norm,
         shared.scenario,
     )
+
+
+def _network(choice: Choice, benchmark: Benchmark, width: float) -> Model:
+    """The network of a method, that of `Choice.model` if there is one."""
+    model = choice.model
+    if model is None:
+        return network(benchmark, choice.shared, width)
+    if not isinstance(model, Model):
+        return model(width)
+    if width != 1.0:
+        raise ValueError(
+            f"{choice.spec.name} needs the network with {width:g} of its hidden units: give model "
+            f"as a function from that share to a network."
+        )
+    return model
 
 
 def recipe(
@@ -284,6 +306,8 @@ def recipe(
     limit = tasks or len(benchmark.tasks)
     _check_scenario(choice, benchmark)
     loss, metric = judged_by(benchmark)
+    augment = augmentation(benchmark, choice.shared.augment)
+    check_order(benchmark, choice.shared.order)
     prepare, x = normalize(benchmark), benchmark.tasks[0].train.x
     sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
@@ -292,7 +316,7 @@ def recipe(
         chosen = with_settings(choice, settings)
         built, shared = _built(chosen, benchmark, limit), chosen.shared
         if benchmark.regression:
-            _check_targets(choice.spec.name, built)
+            check_targets(choice.spec.name, built)
         return Setup(
             method=built.method,
             model=built.model,
@@ -311,26 +335,11 @@ def recipe(
             unseen=shared.unseen,
             loss=loss,
             metric=metric,
+            order=shared.order,
+            augment=augment,
         )
 
     return setup
-
-
-def judged_by(benchmark: Benchmark) -> tuple[Callable, Callable]:
-    """The loss and the metric of a benchmark: its own, or those of classes or of targets."""
-    loss, metric = cross_entropy, accuracy
-    if benchmark.regression:
-        y = np.concatenate([task.train.y for task in benchmark.tasks])
-        variance = y.var(axis=0)
-        loss, metric = squared_error, explained(np.where(variance > 0, variance, 1.0))
-    return benchmark.loss or loss, benchmark.metric or metric
-
-
-def _check_targets(name: str, built: Built) -> None:
-    """Raises ValueError for a method whose definition speaks of classes."""
-    method = built.method
-    if method.online is not None or method.consolidate is not None or method.auxiliary is not None:
-        raise ValueError(f"{name} is defined for classes; it cannot be trained on targets.")
 
 
 def _check_scenario(choice: Choice, benchmark: Benchmark) -> None:
@@ -355,10 +364,9 @@ def with_settings(choice: Choice, settings: Mapping[str, Any]) -> Choice:
                 f"{choice.spec.name} has no numeric setting '{name}'{nearest(name, can)}; it has "
                 f"{', '.join(can)}."
             )
-    return Choice(
-        choice.spec,
-        dataclasses.replace(choice.shared, **shared),
-        dataclasses.replace(choice.own, **own),
+    return choice._replace(
+        shared=dataclasses.replace(choice.shared, **shared),
+        own=dataclasses.replace(choice.own, **own),
     )
 
 

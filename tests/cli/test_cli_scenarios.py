@@ -10,7 +10,8 @@ import pytest
 
 from jaxcl import data
 from jaxcl.cli import main as cli
-from jaxcl.cli import options, scenarios
+from jaxcl.cli import options
+from jaxcl.report.comparing import chance
 
 TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
 
@@ -71,7 +72,7 @@ def test_resume_trains_no_more_than_is_missing(tmp_path, monkeypatch, capsys):
         trained = command._trained
 
         def stop(plan, *args, **kwargs):
-            if plan.settings["scenario"] == "class":
+            if plan.place.settings["scenario"] == "class":
                 raise KeyboardInterrupt
             return trained(plan, *args, **kwargs)
 
@@ -120,8 +121,8 @@ def test_data_that_changed_since_the_run_was_started(tmp_path, capsys):
 
 def test_chance_counts_the_classes_that_compete():
     benchmark = data.load("split_digits,classes=0-1/2-5/6-9")
-    assert scenarios.chance(benchmark, "class") == 0.1
-    assert scenarios.chance(benchmark, "task") == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
+    assert chance(benchmark, "class") == 0.1
+    assert chance(benchmark, "task") == pytest.approx((1 / 2 + 1 / 4 + 1 / 4) / 3)
 
 
 def test_the_folder_of_a_name_with_a_path_is_one_name(tmp_path, monkeypatch):
