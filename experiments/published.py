@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxcl import data, report
-from jaxcl.cli.scenarios import chance
+from jaxcl.report.comparing import chance
 from jaxcl.report.results import MethodResults, Results, plain, shown_of, to_json
 from jaxcl.report.text import markdown, plus_minus, write_whole
 from jaxcl.study import comparison, recipes

@@ -80,7 +80,6 @@ class Benchmark(NamedTuple):
     permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
     loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
 
     @property
     def regression(self) -> bool:
@@ -166,28 +165,34 @@ def from_arrays(
     """
     made, given = [], []
     for index, task in enumerate(tasks):
-        where = f"{name}, task {index}"
-        if len(task) == 2:
-            x, y = whole = _examples(f"{where}, data", task)
-            test, val, train = _divide(f"{where}, data", y, seed)
-            parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
-            given += whole
-        elif len(task) == 3:
-            pairs = zip(_PARTS, task, strict=True)
-            parts = [_examples(f"{where}, {part}", pair) for part, pair in pairs]
-            given += [array for part in parts for array in part]
-        else:
-            raise ValueError(
-                f"{where}: expected (x, y) or (train, val, test), got {len(task)} items."
-            )
-        count = _count(parts[0].y) if classes is None else classes
-        made.append(Task(parts[0], parts[1], parts[2], count))
+        own, arrays = _task(f"{name}, task {index}", task, classes, seed)
+        made.append(own)
+        given += arrays
     first = made[0].train.x if made else np.zeros(0)
     if scale is None:
         scale = 255.0 if first.dtype == np.uint8 else 1.0
     whole = Benchmark(name, tuple(made), mean, std, first.shape[1:], scale)
     benchmark = check(whole._replace(loss=loss, metric=metric))
     return benchmark._replace(provenance=(provenance(benchmark, given),))
+
+
+def _task(
+    where: str, task: Sequence, classes: int | None, seed: int
+) -> tuple[Task, list[np.ndarray]]:
+    """A task of `from_arrays`, and the arrays that it was given."""
+    if len(task) == 2:
+        x, y = whole = _examples(f"{where}, data", task)
+        test, val, train = _divide(f"{where}, data", y, seed)
+        parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
+        given = [*whole]
+    elif len(task) == 3:
+        pairs = zip(_PARTS, task, strict=True)
+        parts = [_examples(f"{where}, {part}", pair) for part, pair in pairs]
+        given = [array for part in parts for array in part]
+    else:
+        raise ValueError(f"{where}: expected (x, y) or (train, val, test), got {len(task)} items.")
+    count = _count(parts[0].y) if classes is None else classes
+    return Task(parts[0], parts[1], parts[2], count), given
 
 
 def _count(y: np.ndarray) -> int:
