@@ -7,7 +7,7 @@ from pathlib import Path
 import tyro
 
 from jaxcl.cli import terminal
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.inference.exporting import SAMPLE, Exported, export
 from jaxcl.inference.runs import load

@@ -8,7 +8,7 @@ import tyro
 
 from jaxcl.cli import terminal
 from jaxcl.cli.folder import check_free, hold
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.inference.forgetting import Forgotten, can_forget, check, forget
 from jaxcl.inference.runs import Run, load

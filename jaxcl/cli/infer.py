@@ -12,7 +12,7 @@ import tyro
 from jaxcl.cli import terminal
 from jaxcl.cli.folder import hold
 from jaxcl.cli.options import Run as Data
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.session import load as load_data
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_count

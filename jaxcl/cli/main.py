@@ -1,6 +1,6 @@
 """The command `jaxcl`: from words to a job, and the job in a process that ends as it should.
 
-`options.COMMANDS` lists what it can do, and a module of each name does it. Bad input ends in one
+`parsing.COMMANDS` lists what it can do, and a module of each name does it. Bad input ends in one
 sentence and exit code 2, before a file is written; so does what the machine refuses, such as a full
 disk. A result that is none ends with code 1, an interruption with 130 and SIGTERM with 143.
 """
@@ -77,13 +77,13 @@ def _run(args: list[str]) -> None:
         os.environ["MPLBACKEND"] = "agg"  # nothing is drawn on a screen, whatever is asked for
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         logging.getLogger("absl").setLevel(logging.ERROR)
-        from jaxcl.cli import options, processes
+        from jaxcl.cli import parsing, processes
 
-        if args and args[0] in set(options.COMMANDS) - set(options.TRAINING):
+        if args and args[0] in set(parsing.COMMANDS) - set(parsing.TRAINING):
             importlib.import_module(f"jaxcl.cli.{args[0]}").run(args[1:])
             return
         with standard_output():  # which may be asked to show the help
-            command = options.parse(args)
+            command = parsing.parse(args)
         processes.check(command.run)
         cache = use_cache(command.run.cache)
         processes.join(command.run)
@@ -97,10 +97,11 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import compare, options, processes, sweep
+    from jaxcl.cli import compare, processes, sweep
+    from jaxcl.cli.options import Compare
     from jaxcl.study.comparison import Stopped
 
-    prepare: Any = compare.prepare if isinstance(command, options.Compare) else sweep.prepare
+    prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
     try:
         jax.config.update("jax_debug_nans", command.run.debug_nans)
         job = prepare(command, use_devices(command.run), cache, held)

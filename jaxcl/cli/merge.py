@@ -10,7 +10,8 @@ import tyro
 from jaxcl import report
 from jaxcl.cli import terminal
 from jaxcl.cli.folder import hold
-from jaxcl.cli.options import check_name, parse_plainly
+from jaxcl.cli.options import check_name
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.plot import finished
 from jaxcl.cli.streams import standard_output
 from jaxcl.report import joining

@@ -9,7 +9,7 @@ import tyro
 from jaxcl import report
 from jaxcl.cli import terminal
 from jaxcl.cli.folder import hold
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.report.results import Results
 from jaxcl.report.runs import Run, open_run

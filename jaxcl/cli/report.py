@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from jaxcl.cli import terminal
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.report.runs import open_run
 from jaxcl.report.text import size, write_whole

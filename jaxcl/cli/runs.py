@@ -9,7 +9,7 @@ import tyro
 
 from jaxcl.cli import terminal
 from jaxcl.cli.folder import LOCK
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.report import summary
 from jaxcl.report.runs import open_run, record

@@ -10,7 +10,7 @@ import tyro
 
 from jaxcl import report
 from jaxcl.cli import terminal
-from jaxcl.cli.options import parse_plainly
+from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.plot import finished
 from jaxcl.cli.streams import standard_output
 from jaxcl.report.results import to_json

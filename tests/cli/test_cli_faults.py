@@ -17,7 +17,7 @@ import pytest
 from jaxcl import checkpoint, data, load, recipes, report, study
 from jaxcl.cli import folder, processes, session
 from jaxcl.cli import main as cli
-from jaxcl.cli.options import parse
+from jaxcl.cli.parsing import parse
 from jaxcl.report import figures, text
 
 TINY = ["--benchmark", "split_digits", "--tasks", "2", "--epochs", "1", "--seeds", "2"]

@@ -10,7 +10,6 @@ import pytest
 
 from jaxcl import data
 from jaxcl.cli import main as cli
-from jaxcl.cli import options
 from jaxcl.report.comparing import chance
 
 TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
@@ -126,8 +125,9 @@ def test_chance_counts_the_classes_that_compete():
 
 
 def test_the_folder_of_a_name_with_a_path_is_one_name(tmp_path, monkeypatch):
+    from jaxcl.cli.options import Run
     from jaxcl.cli.session import folder_of
 
-    run = options.Run(benchmark="split_npz:/a/b/mine.npz,order=1", out=tmp_path)
+    run = Run(benchmark="split_npz:/a/b/mine.npz,order=1", out=tmp_path)
     folder = folder_of(run, usual=run.benchmark)
     assert folder == tmp_path / "split_npz_a_b_mine.npz,order=1"

@@ -10,7 +10,7 @@ import pytest
 import jaxcl
 from jaxcl import data
 from jaxcl.cli import main as cli
-from jaxcl.cli.options import parse
+from jaxcl.cli.parsing import parse
 from jaxcl.study.recipes import Options
 
 

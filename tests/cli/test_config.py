@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from jaxcl.cli.options import parse
+from jaxcl.cli.parsing import parse
 from tests.cli.test_plot_merge import said
 
 
