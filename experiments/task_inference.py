@@ -46,6 +46,7 @@ class Settings:
         seeds: number of seeds.
         most: test examples of each task.
         calibration: validation examples of each task.
+        note: what is to be said of the machine.
         runs: folder of the runs.
         out: folder of the results.
     """
@@ -55,6 +56,7 @@ class Settings:
     seeds: int = 3
     most: int = 500
     calibration: int = 200
+    note: str = ""
     runs: Path = Path("runs")
     out: Path = Path(__file__).parent / "results" / "task_inference"
 
@@ -159,12 +161,31 @@ def main(settings: Settings) -> None:
                 print(f"{benchmark}, {method}, seed {seed}: {seconds:.0f} s", flush=True)
         about = {"settings": plain(dataclasses.asdict(settings) | {"runs": "", "out": ""})}
         about |= {"device": jax.devices()[0].device_kind, "jax": jax.__version__}
-        (settings.out / f"{benchmark}.json").write_text(json.dumps({**about, "found": found}))
-    parts = ["# The task inferred", (__doc__ or "").split("\n\n")[2]]
-    for path in sorted(settings.out.glob("*.json")):
-        found = json.loads(path.read_text())["found"]
-        parts += [table(path.stem, found, "permuted" in path.stem), confusion(found)]
-    (settings.out / "table.md").write_text("\n\n".join(parts))
+        content = json.dumps(rounded({**about, "found": found}))
+        (settings.out / f"{benchmark}.json").write_text(content + "\n")
+    write(settings.out)
+
+
+def rounded(value: Any) -> Any:
+    """The same with numbers of four digits."""
+    if isinstance(value, dict):
+        return {key: rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [rounded(item) for item in value]
+    return round(value, 4) if isinstance(value, float) else value
+
+
+def write(out: Path) -> None:
+    """The table of all that was measured."""
+    parts = ["# The task inferred", (__doc__ or "").split("\n\n")[2].strip()]
+    for path in sorted(out.glob("*.json")):
+        content = json.loads(path.read_text())
+        found, settings = content["found"], content["settings"]
+        said = f"{settings['seeds']} seeds, at most {settings['most']} test and "
+        said += f"{settings['calibration']} validation examples of each task. {settings['note']}"
+        shown = table(path.stem, found, "permuted" in path.stem)
+        parts += [shown.strip(), said.strip(), confusion(found).strip()]
+    (out / "table.md").write_text("\n\n".join(parts) + "\n")
 
 
 if __name__ == "__main__":

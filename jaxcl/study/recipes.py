@@ -51,8 +51,8 @@ class Options:
             one in each.
         steps: steps on each task, in the place of epochs; None trains by epochs.
         select: keep the epoch with the best validation loss or accuracy; None keeps the last one.
-        patience: epochs without a better validation loss before the step size is divided by 3; a
-            task ends below 0.002 of it. None trains all epochs.
+        patience: divide the step size by 3 after this many epochs without a better validation
+            loss, and end the task once it is below 0.002 of the first; None trains all epochs.
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
         scenario: what a network is told: the task, and has a head for it; nothing, with one head
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
