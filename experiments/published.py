@@ -198,10 +198,13 @@ def readme() -> str:
             rows.append([
                 name, scenario, row.shown.label, figure.published.get((scenario, row.method), "-"),
                 plus_minus(row.accuracy), str(figure.seeds), f"{minutes:.1f}",
-                f"`{kept['command']}`",
+                kept["command"],
             ])  # fmt: skip
     header = ["figure", "scenario", "method", "published (%)", "ours (%)", "seeds", "minutes"]
-    notes = [f"- `{name}`: {one.source}. {one.protocol}." for name, one in FIGURES.items()]
+    notes = [
+        f"- `{name}`: {one.source}. Protocol: {one.protocol}. Not recorded yet: {missing(name)}."
+        for name, one in FIGURES.items()
+    ]
     return (
         "\n\n".join(
             [
@@ -215,6 +218,18 @@ def readme() -> str:
         )
         + "\n"
     )
+
+
+def missing(name: str) -> str:
+    """What has not been trained yet."""
+    found = recorded(name)["found"]
+    left = [
+        f"{method} ({scenario})"
+        for scenario, methods in FIGURES[name].methods
+        for method in methods
+        if method not in found.get(scenario, {})
+    ]
+    return ", ".join(left) or "nothing"
 
 
 def main(words: list[str]) -> None:
