@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcl.core.checks import nearest
+from jaxcl.report.inferred import Inferred, read_inferred
 from jaxcl.report.reading import read
 from jaxcl.report.results import Results
 from jaxcl.study import checkpoint
@@ -22,6 +23,7 @@ class Run(NamedTuple):
         devices: what it ran on.
         results: None while it is not finished.
         done: for each method, the number of tasks that have a checkpoint.
+        inferred: what `jaxcl infer` has measured, if it has.
     """
 
     name: str
@@ -31,6 +33,7 @@ class Run(NamedTuple):
     devices: list[str]
     results: Results | None
     done: dict[str, int]
+    inferred: list[Inferred]
 
 
 def open_run(folder: str | Path) -> Run:
@@ -53,6 +56,7 @@ def open_run(folder: str | Path) -> Run:
         [str(device) for device in about.get("devices") or []],
         results,
         {name: _done(folder / "checkpoints" / name) for name in map(str, settings["methods"])},
+        read_inferred(folder),
     )
 
 

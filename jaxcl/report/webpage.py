@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.core.checks import install, load_extra
-from jaxcl.report import html, paired, text
+from jaxcl.report import html, inferred, paired, text
 from jaxcl.report.charts import Chart, charts, datasets
 from jaxcl.report.colors import colors, labels
 from jaxcl.report.export import records
@@ -56,6 +56,16 @@ def page(runs: Sequence[Run]) -> str:
         drawn = charts(results)
         parts += [f'<p class="lead">{escape(sentence(results))}</p>', _contents(results, drawn)]
         parts += _findings(results, drawn, _dropped(runs, results))
+    measured = [run for run in runs if run.inferred]
+    if measured:
+        words = (
+            "The networks of a run told the task, and inferring it from the input alone; the "
+            "class may be right though the task is not."
+        )
+        tables = [
+            f"<h3>{escape(r.name)}</h3>{_scroll(inferred.table(r.inferred))}" for r in measured
+        ]
+        parts.append(_section("inferred", "Task inference", f"<p>{words}</p>", *tables))
     parts += [_section("run", "What was run", *map(_about, runs)), _settings(runs)]
     if results:
         tables = {**datasets(results), **{name: records(results, name) for name in RECORDS}}

@@ -288,3 +288,21 @@ if CHROMIUM:  # which .ci/run installs
         assert any("example.org" in error for error in seen["errors"])
         assert any("nothing is not defined" in line for line in console)
         assert len(console) >= 2
+
+
+def test_the_task_inferred_is_shown_where_it_was_measured(tmp_path):
+    folder = runs.finished(tmp_path / "one")
+    seed = {"told": [0.9, 0.8], "inferred": [0.5, 0.7], "classes": [0.6, 0.8]}
+    of_rule = {key: [values, values] for key, values in seed.items()}
+    of_rule["confusion"] = [[[0.75, 0.25], [0.25, 0.75]]] * 2
+    (folder / "inferred.json").write_text(json.dumps({"methods": {"hat": {"energy": of_rule}}}))
+    text = page([open_run(folder)])
+    shown = text[text.index("Task inference</h2>") : text.index("What was run</h2>")]
+    for words in ("energy", "85.0 ± 0.0", "60.0 ± 0.0", "70.0 ± 0.0", "75.0 ± 0.0"):
+        assert words in shown
+    of_rule["told"] = [[2.0, 0.8]] * 2
+    (folder / "inferred.json").write_text(json.dumps({"methods": {"hat": {"energy": of_rule}}}))
+    with pytest.raises(
+        ValueError, match=r"inferred\.json cannot be read: hat/energy/told must hold"
+    ):
+        open_run(folder)
