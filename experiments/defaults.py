@@ -11,6 +11,7 @@ import argparse
 import itertools
 import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,8 @@ GRIDS = {
     "derpp": {"alpha": (0.1, 0.3), "beta": (0.5, 1.0)},
 }
 
+SMALL_GRIDS = {"finetune": {}, "packnet": {}, "hat": {"s_max": (100, 400), "c": (0.25, 0.75)}}
+
 
 class Search(NamedTuple):
     """What is tried on a benchmark."""
@@ -43,13 +46,13 @@ class Search(NamedTuple):
     epochs: tuple[int, ...]
     rates: tuple[float, ...] = (0.02, 0.05, 0.1, 0.2)
     seeds: int = 3
+    grids: Mapping[str, Mapping[str, tuple[float, ...]]] = GRIDS
 
 
 SEARCHES = {
     "split_digits": Search((10, 30)),
     "permuted_digits": Search((10, 20, 30)),
-    "split_mnist": Search((2,), (0.005, 0.01, 0.02, 0.05), 1),
-    "permuted_mnist": Search((2,), (0.005, 0.01, 0.02, 0.05), 1),
+    "permuted_mnist": Search((2,), (0.005, 0.02, 0.05), 1, SMALL_GRIDS),
 }
 RESULTS = Path(__file__).parent / "results" / "defaults"
 
@@ -57,7 +60,7 @@ RESULTS = Path(__file__).parent / "results" / "defaults"
 def search(method: str, benchmark: data.Benchmark, epochs: int) -> list[dict]:
     """Every setting of a method's grid, with its validation accuracy at the end by seed."""
     asked = SEARCHES[benchmark.name]
-    grid = {"learning_rate": asked.rates, **GRIDS[method]}
+    grid = {"learning_rate": asked.rates, **asked.grids[method]}
     settings = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
     choice = recipes.choose(method, recipes.defaults(benchmark.name), epochs=epochs)
     columns = {name: np.repeat([s[name] for s in settings], asked.seeds) for name in grid}
@@ -99,13 +102,14 @@ def table(found: dict[str, list[dict]]) -> str:
 def main() -> None:
     words = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     words.add_argument("benchmark", choices=SEARCHES)
-    words.add_argument("--methods", default=",".join(GRIDS))
+    words.add_argument("--methods")
     asked = words.parse_args()
     benchmark = data.load(asked.benchmark)
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{asked.benchmark}.json"
     found = json.loads(path.read_text()) if path.exists() else {}
-    for method in asked.methods.split(","):
+    methods = asked.methods.split(",") if asked.methods else SEARCHES[asked.benchmark].grids
+    for method in methods:
         begin = time.perf_counter()
         found[method] = [
             row

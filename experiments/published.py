@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxcl import data, report
-from jaxcl.cli.scenarios import chance
+from jaxcl.report.comparing import chance
 from jaxcl.report.results import MethodResults, Results, plain, shown_of, to_json
 from jaxcl.report.text import markdown, plus_minus, write_whole
 from jaxcl.study import comparison, recipes
@@ -54,6 +54,7 @@ class Figure(NamedTuple):
 
 
 REGULARIZED = ("ewc", "si", "mas", "lwf")
+HEADER = ("scenario", "method", "published (%)", "ours (%)", "forgetting (points)")
 REST = ("finetune", "er", "joint", "si", "mas", "lwf")
 
 FIGURES: dict[str, Figure] = {
@@ -168,9 +169,7 @@ def page(name: str) -> str:
     parts = [
         f"# {name}, beside {figure.source}",
         f"`{kept['command']}`; {figure.protocol}. {seconds / 60:.0f} minutes on two shared cores.",
-        markdown(
-            ["scenario", "method", "published (%)", "ours (%)", "forgetting"], lines(name), left=2
-        ),
+        markdown(HEADER, lines(name), left=2),
         "Mean and half width of the 95% interval over the seeds.",
     ]
     return "\n\n".join(parts) + "\n"

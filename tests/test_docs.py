@@ -97,3 +97,10 @@ def test_the_page_on_use_runs_from_its_top_to_its_end(folder, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "('packnet', 'hat', 'er')" in said  # of the first block
     assert "| PackNet |" in said  # and of the last
+
+
+def test_the_table_of_methods_is_that_of_the_registry(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "experiments"))
+    import drawings
+
+    assert (ROOT / "docs" / "methods.md").read_text(encoding="utf-8") == drawings.table()

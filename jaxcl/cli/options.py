@@ -3,10 +3,11 @@
 import dataclasses
 import importlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
+from jaxcl.cli import config
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_choice, nearest
 from jaxcl.methods import REGISTRY, check_distinct, find
@@ -35,6 +36,7 @@ COMMANDS = {
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
     "runs": "List runs: method, benchmark, seeds, state, accuracy, time, size.",
     "show": "Print the results of a run as a table, Markdown, CSV, LaTeX or JSON.",
+    "infer": "Measure a run's networks told the task, and inferring it from the input alone.",
     "export": "Write one task's own network as parameters and as a program without jaxcl.",
     "forget": "Take a task out of a run's networks, and leave all others as they are.",
 }
@@ -65,8 +67,7 @@ class Run:
         devices: number of devices, of each process if there are several; None takes all, where
             each core of a CPU counts as one.
         devices_per_replica: number of devices that share each replica and its batches.
-        chunk: most replicas that run side by side in a device; None takes what was fastest when it
-            was measured.
+        chunk: most replicas that run side by side on a device; None chooses by measurements.
         reproducible: train replica by replica in one loop, so that the numbers of a seed depend
             neither on the number of seeds nor on that of the devices, on one machine; slower, and
             --chunk has no effect.
@@ -176,6 +177,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         )
     if args[:1] not in ([name] for name in TRAINING):
         _help(args)
+    args = config.expand(args, [*_names(Run), "methods", "warn_free", "method"])
     run = Run(benchmark=_value(args, "--benchmark") or Run.benchmark)
     shared = recipes.defaults(run.plain)
     if args[:1] == ["sweep"]:
@@ -216,8 +218,8 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     fields: list[tuple] = [
         ("methods", tuple[str, ...], names),
         ("warn_free", float, option(0.05, least=0, most=1)),
-        ("run", _unprefixed(Run), run),
-        ("training", _unprefixed(Options), shared),
+        *_common(run),
+        ("training", _grouped(Options), shared),
     ]
     presets = {spec.name: dict(spec.presets.get(run.plain, {})) for spec in specs}
     for spec in specs:
@@ -225,7 +227,8 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         if _names(spec.options):
             kind = _aliased(spec.options, aliased)
             fields.append((spec.name, kind, kind(**own)))
-    kind = _dataclass("Compare", fields, Compare.__doc__)
+    fields += _rare(run)
+    kind = _dataclass("Compare", fields, f"{Compare.__doc__}    {CONFIG_HELP}")
     words = read_words(kind, kind(), "compare", args[1:])
     check_options(kind, {"warn_free": words.warn_free}, _option)
     choices = []
@@ -237,10 +240,12 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         choice = Choice(spec, training, spec.options(**own))
         check_options(spec.options, own, lambda field, s=spec: _option(field, s, aliased))
         choices.append(choice)
-    _check_shared(words.run, words.training)
+    _check_shared(_run_of(words), words.training)
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
-    return Compare(names, words.warn_free, words.run, words.training, tuple(choices), scenarios)
+    return Compare(
+        names, words.warn_free, _run_of(words), words.training, tuple(choices), scenarios
+    )
 
 
 SCENARIOS = ("task", "domain", "class")
@@ -282,14 +287,15 @@ def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
     kinds = [_grid(Options), *([_grid(spec.options)] if spec else [])]
     fields: list[tuple] = [
         ("method", _positional(str), name or _missing()),
-        ("run", _unprefixed(Run), run),
-        ("training", _unprefixed(kinds[0]), _grid_of(kinds[0], shared)),
+        *_common(run),
+        ("training", _grouped(kinds[0]), _grid_of(kinds[0], shared)),
     ]
     if spec and _names(spec.options):
         aliased = _aliases([spec.options])
         kind = _aliased(kinds[1], aliased)
         fields.append((spec.name, kind, _grid_of(kind, spec.options())))
-    kind = _dataclass("Sweep", fields, SWEEP_HELP)
+    fields += _rare(run)
+    kind = _dataclass("Sweep", fields, f"{SWEEP_HELP}    {CONFIG_HELP}")
     _check_effect(spec, args)
     words = read_words(kind, kind(), "sweep", args[1:])
     assert spec is not None  # tyro asks for the method
@@ -305,10 +311,13 @@ def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
         dataclasses.replace(shared, **_first(words.training, first)),
         dataclasses.replace(spec.options(), **{f: first.get(f, v) for f, v in own.items()}),
     )
-    _check_shared(words.run, choice.shared)
-    return Sweep(words.method, words.run, choice, swept)
+    _check_shared(_run_of(words), choice.shared)
+    return Sweep(words.method, _run_of(words), choice, swept)
 
 
+CONFIG_HELP = """config: file with options, YAML or the settings.json of a run; those of the
+        command line win.
+"""
 SWEEP_HELP = """Train one method with every combination of settings in one program; pick the best.
 
 Attributes:
@@ -518,6 +527,46 @@ def _several(field: dataclasses.Field, value: Any) -> Any:
     if not field.metadata.get("sweep"):
         return value
     return () if value is None else (value,)
+
+
+MACHINE = ("data_dir", "devices", "devices_per_replica", "chunk", "reproducible", "cache")
+MACHINE += ("save_every", "override", "debug_nans")
+CLUSTER = ("distributed", "coordinator", "processes", "process", "timeout")
+
+
+def _common(run: Run) -> list[tuple]:
+    """The options of a run that come first in the help."""
+    rare = {*MACHINE, *CLUSTER}
+    names = [name for name in _names(Run) if name not in rare]
+    return [("config", Path | None, None), ("run", *_part(run, names, "", _unprefixed))]
+
+
+def _rare(run: Run) -> list[tuple]:
+    """Those that come last."""
+    return [
+        ("machine", *_part(run, MACHINE, "Where and how it runs.", _grouped)),
+        ("cluster", *_part(run, CLUSTER, "Several processes that share one run.", _grouped)),
+    ]
+
+
+def _part(run: Run, names: Sequence[str], about: str, marked: Callable) -> tuple[Any, Any]:
+    """Some fields of Run as a dataclass of their own, and what they are."""
+    hints, fields = typing.get_type_hints(Run), {f.name: f for f in dataclasses.fields(Run)}
+    _, _, attributes = (Run.__doc__ or "").partition("\n")
+    rows = [(name, hints[name], fields[name]) for name in names]
+    kind = _dataclass("Run", rows, f"{about}\n{attributes}")
+    return marked(kind), kind(**{name: getattr(run, name) for name in names})
+
+
+def _run_of(words: Any) -> Run:
+    return Run(**vars(words.run), **vars(words.machine), **vars(words.cluster))
+
+
+def _grouped(kind: Any) -> Any:
+    """Options without a prefix, in a group of their own in the help."""
+    import tyro
+
+    return tyro.conf.OmitArgPrefixes[kind]
 
 
 def _unprefixed(kind: Any) -> Any:

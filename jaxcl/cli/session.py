@@ -12,10 +12,10 @@ from typing import Any
 
 import jax
 
-from jaxcl import data
+from jaxcl import data, models
 from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
-from jaxcl.data.benchmark import Benchmark
+from jaxcl.data.benchmark import Benchmark, checksum
 from jaxcl.inference import inputs
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import recipes
@@ -88,6 +88,9 @@ def _misfit(benchmark: Benchmark, training: Options) -> str:
 
 def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> dict[str, Any]:
     """What decides on the results of a run."""
+    if training.init:  # the file may change, its name stays
+        arrays = models.read_weights(training.init)
+        more |= {"init_checksum": checksum([arrays[name] for name in sorted(arrays)])}
     return {
         "benchmark": run.benchmark,
         "tasks": len(benchmark.tasks),

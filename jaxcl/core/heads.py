@@ -119,24 +119,6 @@ def multihead(
     def on_first(function):
         return lambda theta, state: function(select(theta, 0), state)
 
-    def used(theta, state, task):
-        assert method.used is not None
-        return method.used(select(theta, task), state, task)
-
-    def compact(theta, state, task, statistics):
-        assert method.compact is not None
-        return method.compact(select(theta, task), state, task, statistics)
-
-    def forget_task(theta, state, memory, task, kept, fresh):
-        assert method.forget_task is not None
-        rest = select(theta, task), state, memory, task, kept, select(fresh, task)
-        selected, state, memory = method.forget_task(*rest)
-        theta = masks.map_with_path(
-            lambda path, leaf, new: leaf.at[task].set(new[task]) if is_head(path) else leaf,
-            theta, fresh,
-        )  # fmt: skip
-        return restore(selected, theta), state, memory
-
     multiheaded = method._replace(
         init=init,
         begin_task=begin_task,
@@ -147,11 +129,40 @@ def multihead(
         end_task=end_task,
         measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
         tasks=tasks,
-        used=method.used and used,
-        compact=method.compact and compact,
-        forget_task=method.forget_task and forget_task,
+        **_of_the_trained(method, select, restore, is_head),
     )
     return guarded("multihead", multiheaded)
+
+
+def _of_the_trained(
+    method: Method, select: Callable, restore: Callable, is_head: Callable
+) -> dict[str, Callable | None]:
+    """What the method can do once it is trained, for one task's head or with it."""
+    used, compact, forget = method.used, method.compact, method.forget_task
+
+    def used_of(theta, state, task):
+        assert used is not None
+        return used(select(theta, task), state, task)
+
+    def compact_of(theta, state, task, statistics):
+        assert compact is not None
+        return compact(select(theta, task), state, task, statistics)
+
+    def forget_of(theta, state, memory, task, kept, fresh):
+        assert forget is not None
+        rest = select(theta, task), state, memory, task, kept, select(fresh, task)
+        selected, state, memory = forget(*rest)
+        theta = masks.map_with_path(
+            lambda path, leaf, new: leaf.at[task].set(new[task]) if is_head(path) else leaf,
+            theta, fresh,
+        )  # fmt: skip
+        return restore(selected, theta), state, memory
+
+    return {
+        "used": used and used_of,
+        "compact": compact and compact_of,
+        "forget_task": forget and forget_of,
+    }
 
 
 def _own_leaves(theta: PyTree, is_head: Callable, heads: str) -> dict[str, jax.Array]:

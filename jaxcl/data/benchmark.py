@@ -80,7 +80,6 @@ class Benchmark(NamedTuple):
     permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
     loss: Callable[[jax.Array, jax.Array], jax.Array] | None = None
     metric: Callable[[jax.Array, jax.Array], jax.Array] | None = None
-    permutation: int | None = None  # the seed of the tasks' own orders of pixels, of `permuted`
 
     @property
     def regression(self) -> bool:
@@ -93,7 +92,7 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(np.ascontiguousarray(array).data)
+        digest.update(_bytes(array))
     return digest.hexdigest()[:16]
 
 
@@ -166,28 +165,34 @@ def from_arrays(
     """
     made, given = [], []
     for index, task in enumerate(tasks):
-        where = f"{name}, task {index}"
-        if len(task) == 2:
-            x, y = whole = _examples(f"{where}, data", task)
-            test, val, train = _divide(f"{where}, data", y, seed)
-            parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
-            given += whole
-        elif len(task) == 3:
-            pairs = zip(_PARTS, task, strict=True)
-            parts = [_examples(f"{where}, {part}", pair) for part, pair in pairs]
-            given += [array for part in parts for array in part]
-        else:
-            raise ValueError(
-                f"{where}: expected (x, y) or (train, val, test), got {len(task)} items."
-            )
-        count = _count(parts[0].y) if classes is None else classes
-        made.append(Task(parts[0], parts[1], parts[2], count))
+        own, arrays = _task(f"{name}, task {index}", task, classes, seed)
+        made.append(own)
+        given += arrays
     first = made[0].train.x if made else np.zeros(0)
     if scale is None:
         scale = 255.0 if first.dtype == np.uint8 else 1.0
     whole = Benchmark(name, tuple(made), mean, std, first.shape[1:], scale)
     benchmark = check(whole._replace(loss=loss, metric=metric))
     return benchmark._replace(provenance=(provenance(benchmark, given),))
+
+
+def _task(
+    where: str, task: Sequence, classes: int | None, seed: int
+) -> tuple[Task, list[np.ndarray]]:
+    """A task of `from_arrays`, and the arrays that it was given."""
+    if len(task) == 2:
+        x, y = whole = _examples(f"{where}, data", task)
+        test, val, train = _divide(f"{where}, data", y, seed)
+        parts = [Split(x[rows], y[rows]) for rows in (train, val, test)]
+        given = [*whole]
+    elif len(task) == 3:
+        pairs = zip(_PARTS, task, strict=True)
+        parts = [_examples(f"{where}, {part}", pair) for part, pair in pairs]
+        given = [array for part in parts for array in part]
+    else:
+        raise ValueError(f"{where}: expected (x, y) or (train, val, test), got {len(task)} items.")
+    count = _count(parts[0].y) if classes is None else classes
+    return Task(parts[0], parts[1], parts[2], count), given
 
 
 def _count(y: np.ndarray) -> int:
@@ -203,6 +208,11 @@ def _divide(where: str, y: np.ndarray, seed: int) -> list[np.ndarray]:
         raise ValueError(f"{where}: {len(y)} examples are too few for 3 parts.")
     rows, held = np.random.default_rng(seed).permutation(len(y)), max(1, round(0.2 * len(y)))
     return [np.sort(part) for part in np.split(rows, [held, 2 * held])]
+
+
+def _bytes(array: Any) -> Any:
+    """What a checksum reads; of examples that are streamed, what describes the files."""
+    return np.ascontiguousarray(array.described() if is_streamed(array) else array).data
 
 
 def provenance(benchmark: Benchmark, arrays: Sequence[np.ndarray], version: str = "") -> Provenance:
@@ -273,7 +283,7 @@ def fingerprint(benchmark: Benchmark) -> str:
         digest.update(repr(task.classes).encode())
         for array in itertools.chain(*task[:3]):
             digest.update(repr((array.dtype.str, array.shape)).encode())
-            digest.update(np.ascontiguousarray(array).data)
+            digest.update(_bytes(array))
     return digest.hexdigest()
 
 
@@ -291,7 +301,7 @@ def _examples(where: str, pair: Sequence) -> Split:
     """Checks one split's arrays, whatever the others are."""
     try:
         x, y = pair
-        x, y = np.asarray(x), np.asarray(y)
+        x, y = x if is_streamed(x) else np.asarray(x), np.asarray(y)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected a pair of arrays (x, y): {error}.") from error
     if x.dtype.kind not in "iu" and not jnp.issubdtype(x.dtype, np.floating):
@@ -306,7 +316,7 @@ def _examples(where: str, pair: Sequence) -> Split:
         )
     if x.ndim < 2 or y.ndim not in ((1, 2) if targets else (1,)) or len(x) != len(y):
         raise ValueError(f"{where}: expected x [N, ...] and y [N], got {x.shape} and {y.shape}.")
-    if x.size == 0:
+    if 0 in x.shape:
         raise ValueError(f"{where}: x is empty, its shape is {x.shape}.")
     if are_tokens(x.dtype):
         low, high = int(x.min()), int(x.max())
@@ -324,6 +334,11 @@ def _examples(where: str, pair: Sequence) -> Split:
     if y.min() < 0 or y.max() > np.iinfo(np.int32).max:
         raise ValueError(f"{where}: labels must count from 0, got {y.min()} to {y.max()}.")
     return Split(x, y.astype(np.int32, copy=False))
+
+
+def is_streamed(x: Any) -> bool:
+    """Whether examples are read while a network trains: see `streaming.Images`."""
+    return hasattr(x, "batches")
 
 
 def are_tokens(dtype: Any) -> bool:

@@ -1,5 +1,6 @@
 """Sets in a user's own files: an archive of arrays, or images in a folder for each class."""
 
+import dataclasses
 import os
 import zipfile
 from collections.abc import Sequence
@@ -8,12 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxcl.core.checks import load_extra
 from jaxcl.data.benchmark import Benchmark, from_arrays, provenance, stratify
-from jaxcl.data.images import resize
+from jaxcl.data.images import open_image, resize
+from jaxcl.data.streaming import Images
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
-_GREY = ("1", "L", "LA", "I", "I;16")
 
 
 def npz(path: str | os.PathLike, *, seed: int = 0, validation: float | None = None) -> Benchmark:
@@ -112,6 +112,8 @@ def folder(
     validation: float | None = None,
     size: int | None = None,
     skip_corrupt: bool = False,
+    stream: bool = False,
+    augment: bool = False,
 ) -> Benchmark:
     """A set of one task in a folder of images, with a folder for each class.
 
@@ -123,6 +125,9 @@ def folder(
         validation: share of `train` that is held out where there is no `val`; 0.1 by default.
         size: pixels along a side, to which all images are resized; None where they have one size.
         skip_corrupt: leave out images that cannot be read, and name them in `left_out`.
+        stream: read the images for training while a network trains; it needs `size`, and `train`
+            and `test`. Those for validation and testing are held.
+        augment: give them cropped and flipped at random; with `stream`.
 
     Raises:
         ValueError: for a folder without classes, an image that cannot be read or has another size
@@ -141,6 +146,8 @@ def folder(
         if sorted(own) != classes:
             odd = sorted({*own} ^ {*classes})[0]
             raise ValueError(f"{root}: the class {odd} is not in each of {', '.join(parts)}.")
+    if stream:
+        return _streamed(path, dict(zip(parts, files)), classes, size, augment, seed, validation)
     read = [_read(own, classes, size, skip_corrupt) for own in files]
     left_out = tuple(str(file) for *_, skipped in read for file in skipped)
     arrays = _one_kind(path, [(images, labels) for images, labels, _ in read])
@@ -155,6 +162,32 @@ def folder(
     return made._replace(tasks=tasks, left_out=left_out)
 
 
+def _streamed(
+    path: Path, files: dict, classes: list[str], size, augment: bool, seed: int, validation
+) -> Benchmark:
+    """The set whose images for training are read while a network trains."""
+    if size is None or "test" not in files:
+        raise ValueError(f"{path}: to stream it give size, in pixels, and folders train and test.")
+
+    def listed(part: str, channels: int, augment: bool = False) -> tuple[Images, np.ndarray]:
+        every = [(file, i) for i, name in enumerate(classes) for file in files[part][name]]
+        x = Images(tuple(file for file, _ in every), size, channels, augment)
+        return x, np.asarray([label for _, label in every], np.int32)
+
+    channels = open_image(files["train"][classes[0]][0]).shape[-1]
+    x, y = listed("train", channels, augment)
+    if "val" in files:
+        val = listed("val", channels)
+    else:
+        share = 0.1 if validation is None else validation
+        held, rest = stratify(f"{path.name}, train", y, (share,), seed)
+        val, x, y = (dataclasses.replace(x[held], augment=False), y[held]), x[rest], y[rest]
+    test = listed("test", channels)
+    held_out = [(np.asarray(images), labels) for images, labels in (val, test)]
+    made = from_arrays(path.name, [((x, y), *held_out)])
+    return made._replace(tasks=(made.tasks[0]._replace(names=tuple(classes)),))
+
+
 def files_by_class(root: Path) -> dict[str, list[Path]]:
     """The images of each class, in order; a class is a folder that holds images."""
     found: dict[str, list[Path]] = {}
@@ -167,22 +200,6 @@ def files_by_class(root: Path) -> dict[str, list[Path]]:
             f"{root} holds {len(found)} folders with images; it needs one for each class."
         )
     return found
-
-
-def open_image(file: Path) -> np.ndarray:
-    """An image of bytes, [H, W, 1] if it is grey, else [H, W, 3].
-
-    Raises:
-        ValueError: if it cannot be read; it names the file.
-    """
-    pil: Any = load_extra("PIL.Image")
-    try:
-        with pil.open(file) as image:
-            mode = "L" if image.mode in _GREY else "RGB"
-            pixels = np.asarray(image.convert(mode))
-    except Exception as error:  # pillow has many of its own
-        raise ValueError(f"the image {file} cannot be read: {error}.") from error
-    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def _read(

@@ -1,14 +1,32 @@
 """Images of one size and one number of channels."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcl.core.checks import check_count, load_extra
-from jaxcl.data.benchmark import Benchmark
+from jaxcl.data.benchmark import Benchmark, is_streamed
 
+_GREY = ("1", "L", "LA", "I", "I;16")
 LARGEST = 4096  # pixels along a side
+
+
+def open_image(file: Path) -> np.ndarray:
+    """An image of bytes, [H, W, 1] if it is grey, else [H, W, 3].
+
+    Raises:
+        ValueError: if it cannot be read; it names the file.
+    """
+    pil: Any = load_extra("PIL.Image")
+    try:
+        with pil.open(file) as image:
+            mode = "L" if image.mode in _GREY else "RGB"
+            pixels = np.asarray(image.convert(mode))
+    except Exception as error:  # pillow has many of its own
+        raise ValueError(f"the image {file} cannot be read: {error}.") from error
+    return pixels.reshape(*pixels.shape[:2], -1)
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:
@@ -85,6 +103,8 @@ def _are_images(benchmark: Benchmark) -> bool:
 
 def _changed(benchmark: Benchmark, change) -> Benchmark:
     """Each split's inputs changed."""
+    if is_streamed(benchmark.tasks[0].train.x):
+        raise ValueError(f"{benchmark.name}: streamed images cannot be changed, nor mixed.")
     tasks = []
     for task in benchmark.tasks:
         train, val, test = (part._replace(x=change(part.x)) for part in task[:3])

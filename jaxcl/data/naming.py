@@ -117,6 +117,7 @@ def _yes(text: str) -> bool:
 _READERS: dict[str, Callable[[str], Any]] = {
     "tasks": int, "seed": int, "order": int, "classes": _classes, "validation": float,
     "normalize": str, "size": int, "flat": _yes, "skip_corrupt": _yes,
+    "stream": _yes, "augment": _yes,
 }  # fmt: skip
 _WANTED = {
     int: "a whole number", float: "a number", _classes: "labels such as 0-1/2+4/5-9",
@@ -198,15 +199,18 @@ def load(
     number = chosen.get("tasks") or (known[0].repeats if kind.repeats else None)
     own = {key: chosen[key] for key in kind.options if key in chosen}
     made = kind.make(bases if kind.several else bases[0], number, **own)
-    tokens = are_tokens(made.tasks[0].train.x.dtype)
-    by = chosen.get("normalize", "first" if any(one.normalize for one in known) else None)
-    if by is not None and not tokens:
-        made = normalized(made, by)
-    usual = all(one.flat for one in known)
-    made = flattened(made) if chosen.get("flat", usual) else made
+    made = _as_usual(made, known, chosen)
     chosen["tasks"] = len(made.tasks)
     rest = "".join(f",{key}={_written(chosen[key])}" for key in _READERS if key in chosen)
     return made._replace(identifier=words.base + rest, left_out=(*made.left_out, *left_out))
+
+
+def _as_usual(made: Benchmark, sets: list[Set], chosen: dict[str, Any]) -> Benchmark:
+    """Normalized and flat, where it is asked for or usual."""
+    by = chosen.get("normalize", "first" if any(one.normalize for one in sets) else None)
+    if by is not None and not are_tokens(made.tasks[0].train.x.dtype):
+        made = normalized(made, by)
+    return flattened(made) if chosen.get("flat", all(one.flat for one in sets)) else made
 
 
 def _merged(name: str, said: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -6,8 +6,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxcl.core.checks import check_choice, check_count
-from jaxcl.data.benchmark import MAX_TASKS, Benchmark, Split, Task, check
+from jaxcl.data.benchmark import MAX_TASKS, Benchmark, Split, Task, check, is_streamed
 from jaxcl.data.images import alike
+
+SEEN = 1000  # streamed images by which all are normalized
 
 
 def split(
@@ -184,8 +186,14 @@ def normalized(benchmark: Benchmark, by: Literal["first", "each"] = "first") -> 
     """
     check_choice(f"{benchmark.name}: normalize", by, ("first", "each"))
 
+    if by == "each" and is_streamed(benchmark.tasks[0].train.x):
+        raise ValueError(f"{benchmark.name}: streamed images are normalized by the first task.")
+
     def measured(task: Task) -> tuple[Any, Any]:
-        x = task.train.x / np.float32(benchmark.scale)
+        x = task.train.x
+        if is_streamed(x):  # a sample, from all classes
+            x = np.asarray(x[:: max(1, len(x) // SEEN)])
+        x = x / np.float32(benchmark.scale)
         axes = (0, 1, 2) if x.ndim == 4 and x.shape[-1] > 1 else None
         mean, std = x.mean(axes, dtype=np.float64), x.std(axes, dtype=np.float64)
         std = np.where(std > 0, std, 1.0)  # a channel that is constant
@@ -304,6 +312,8 @@ def _of_classes(name: str, benchmark: Benchmark, shares: Sequence[Sequence[int]]
 def _repeated(name: str, benchmark: Benchmark, change: Callable, by: Sequence) -> Benchmark:
     """The one task, and after it that task changed by each of several."""
     base = only_task(benchmark)
+    if is_streamed(base.train.x):
+        raise ValueError(f"{name}: streamed images cannot be changed from task to task.")
     made = [base]
     for how in by:
         train, val, test = (part._replace(x=change(part.x, how)) for part in base[:3])

@@ -150,7 +150,10 @@ SETS: dict[str, Set] = {
     "tfds": Set(prepared, ("data_dir", "validation", "size"), normalize=True, argument="NAME"),
     "npz": Set(files.npz, ("validation",), normalize=True, argument="PATH"),
     "folder": Set(
-        files.folder, ("validation", "size", "skip_corrupt"), normalize=True, argument="PATH"
+        files.folder,
+        ("validation", "size", "skip_corrupt", "stream", "augment"),
+        normalize=True,
+        argument="PATH",
     ),
 }
 

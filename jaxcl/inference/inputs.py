@@ -81,14 +81,17 @@ class Inputs(NamedTuple):
 
 def of(benchmark: Benchmark) -> Inputs:
     """What a benchmark's inputs are."""
+    tasks = benchmark.tasks
     return Inputs(
-        tuple(benchmark.shape),
-        benchmark.tasks[0].train.x.dtype.name,
-        benchmark.mean,
-        benchmark.std,
-        benchmark.scale,
-        tuple(int(task.classes) for task in benchmark.tasks),
-        benchmark.permutation,
+        shape=tuple(benchmark.shape),
+        dtype=tasks[0].train.x.dtype.name,
+        mean=benchmark.mean,
+        std=benchmark.std,
+        scale=benchmark.scale,
+        classes=tuple(int(task.classes) for task in tasks),
+        permutation=benchmark.permutation,
+        names=tuple(task.names for task in tasks) if all(task.names for task in tasks) else (),
+        targets=benchmark.regression,
     )
 
 

@@ -1,11 +1,15 @@
 """How well the task is told, and what that costs in accuracy."""
 
+import time
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
-from jaxcl.inference.predictor import Predictor
+from jaxcl.inference.predictor import SIZE, Predictor
+
+REPEATS = 10
 
 
 class Measured(NamedTuple):
@@ -55,3 +59,21 @@ def measure(predictor: Predictor, examples: Sequence[Any], batch: int | None = N
         rows.append((told, both, of_chosen.mean(), taken))
     told, inferred, classes, confusion = zip(*rows)
     return Measured(np.array(told), np.array(inferred), np.array(classes), np.stack(confusion))
+
+
+def cost(predictor: Predictor, x: Any, rule: str | None = None) -> float:
+    """Seconds an example, in a batch of `SIZE`, the median of some calls.
+
+    Args:
+        predictor: the network.
+        x: stored examples [N, ...].
+        rule: by which the task is inferred; None for the network that is told it.
+    """
+    program = predictor.programs["logits" if rule is None else f"scores {rule}"]
+    rest = np.int32(0) if rule is None else np.float32(1)
+    batch, times = np.resize(x, (SIZE, *np.shape(x)[1:])), []
+    for _ in range(REPEATS + 1):
+        begin = time.perf_counter()
+        jax.block_until_ready(program(predictor.learner, batch, rest))
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times[1:])) / SIZE

@@ -274,7 +274,7 @@ def _choice(run: Run, spec: Spec) -> Choice:
         for name, value in values.items():
             if name in hints and not _fits(value, hints[name]):
                 raise ValueError(f"{name} is {value!r}.")
-        return recipes.choose(spec, **values)
+        return recipes.choose(spec, **values | {"init": None})  # what it began with is not needed
     except ValueError as error:
         raise ValueError(
             f"{run.folder / 'settings.json'}: the options of {spec.name} are none: {error}"

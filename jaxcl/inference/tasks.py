@@ -13,7 +13,7 @@ from jaxcl.core.checks import check_choice, check_count, check_number
 from jaxcl.core.trees import PyTree, map_with_path
 
 Rule = Literal["entropy", "softmax", "energy", "gradient"]
-RULES = ("entropy", "softmax", "energy", "gradient")
+RULES: tuple[Rule, ...] = ("entropy", "softmax", "energy", "gradient")
 ABSENT = -1e30  # the logit of a class that a task does not have
 TEMPERATURES = tuple(2.0 ** (step / 2) for step in range(-6, 9))  # 1/8 to 16
 ROWS = 8  # examples whose gradients are held at once

@@ -212,14 +212,6 @@ def hat(
     def capacity(theta, state):
         return masks.capacity(attended_weights(wiring, theta["params"], state.attention))
 
-    def compact(theta, state, task, statistics):
-        params, attention = view(theta, state, task), gates(theta, task, None)
-        if wiring.native:
-            params.pop("gates")
-        else:  # the view has scaled what reads them already
-            attention = jax.tree.map(lambda gate: gate > 0, attention)
-        return compacted(wiring, params, attention, statistics)
-
     method = Method(
         init=partial(_init, wiring, tasks, embedding),
         view=view,
@@ -236,7 +228,7 @@ def hat(
         tasks=tasks,
         params_prefix="params/",
         used=used_in(view, "params"),
-        compact=compact,
+        compact=partial(_compact, wiring, view, gates),
         # Soft gates let every task into every weight.
         forget_task=partial(_forget, wiring) if hard else None,
     )
@@ -274,6 +266,16 @@ def _trainable(wiring: Wiring, theta: PyTree, state: HATState, task) -> PyTree:
             lambda table: (jnp.arange(table.shape[0]) == task)[:, None], theta["embeddings"]
         ),
     }
+
+
+def _compact(wiring: Wiring, view, gates, theta: PyTree, state, task: int, statistics):
+    """The units that the task attends to; the others' gates are 0."""
+    params, attention = view(theta, state, task), gates(theta, task, None)
+    if wiring.native:
+        params.pop("gates")
+    else:  # the view has scaled what reads them already
+        attention = jax.tree.map(lambda gate: gate > 0, attention)
+    return compacted(wiring, params, attention, statistics)
 
 
 def _forget(

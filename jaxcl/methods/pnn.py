@@ -32,8 +32,8 @@ class PNNOptions:
     Attributes:
         lateral: kind of lateral connections.
         alpha: start value of the adapters' learned scale.
-        column_width: width of each column's hidden layers, as a share of the network's; the HAT
-            paper's PNN has 1.117 over the number of tasks.
+        column_width: width of each column's hidden layers, as a share of the network's. The PNN
+            in the HAT paper uses 1.117 divided by the number of tasks.
     """
 
     lateral: Literal["adapter", "linear"] = "adapter"

@@ -16,7 +16,6 @@ from jaxcl.core.heads import HEAD
 from jaxcl.core.model import Model
 
 
-@lru_cache(maxsize=4)
 def read_weights(path: str | Path) -> Mapping[str, np.ndarray]:
     """The arrays of an `.npz` by the path of their leaf, as `jaxcl export` writes them.
 
@@ -28,6 +27,12 @@ def read_weights(path: str | Path) -> Mapping[str, np.ndarray]:
         ValueError: if there is no such file, or it holds something else than arrays of numbers.
     """
     file = Path(path).expanduser()
+    return _read(file, file.stat().st_mtime_ns if file.is_file() else 0)
+
+
+@lru_cache(maxsize=4)
+def _read(file: Path, changed: int) -> Mapping[str, np.ndarray]:
+    """A file as it was when it was last changed: a study asks for it once for each program."""
     try:
         with np.load(file, allow_pickle=False) as stored:
             arrays = {name: stored[name] for name in stored.files}

@@ -119,9 +119,31 @@ def matrix(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None 
         methods: accuracy matrices [seeds, tasks, tasks] in [0, 1].
     """
     means = {name: 100 * values.mean(axis=0) for name, values in methods.items()}
-    tasks = next(iter(means.values())).shape[-1]
-    seen, numbers = np.tri(tasks, dtype=bool), tasks <= 10
+    seen = np.tri(next(iter(means.values())).shape[-1], dtype=bool)
     lowest = np.fmin(90, np.fmin.reduce([mean[seen] for mean in means.values()], axis=None))
+    figure = _matrices(means, shown, seen, lowest)
+    return _name_axes(figure, "test accuracy (%) on task", "after training on task")
+
+
+@style()
+def confusion(
+    methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None = None
+) -> Figure:
+    """What the examples of each task are taken for, a panel for each method.
+
+    Args:
+        methods: [seeds, tasks, tasks], shares in [0, 1] of the examples of one task, in rows.
+    """
+    means = {name: 100 * values.mean(axis=0) for name, values in methods.items()}
+    everything = np.ones(next(iter(means.values())).shape, bool)
+    figure = _matrices(means, shown, everything, 0)
+    return _name_axes(figure, "taken for task (%)", "examples of task")
+
+
+def _matrices(means: Mapping[str, np.ndarray], shown, seen: np.ndarray, lowest: float) -> Figure:
+    """A square of numbers [tasks, tasks] for each method, colored where it is `seen`."""
+    tasks = len(seen)
+    numbers = tasks <= 10
     size = 1.55 if tasks <= 6 else 2.5 if len(means) <= 6 else 1.9
     figure, axes = _panels(list(means), shown, width=size, height=size)
     cells: Any = None
@@ -133,7 +155,7 @@ def matrix(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None 
         _ticks(ax.yaxis, tasks, start=0.5)
     if not numbers:
         figure.colorbar(cells, ax=list(axes.values()), shrink=0.7).outline.set_visible(False)
-    return _name_axes(figure, "test accuracy (%) on task", "after training on task")
+    return figure
 
 
 @style()

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcl.study import replicas
-from jaxcl.study.feed import examples_by_task, features_fit, stack
+from jaxcl.study.feed import count_of, examples_by_task, features_fit, stack, windows
 from jaxcl.study.memory import advice
 from jaxcl.study.programs import Study
 from jaxcl.train.stopping import watches
@@ -218,7 +218,7 @@ def _run(
         metrics, measures, finite = replicas.fetch(results, layout)
         exists = np.arange(len(benchmark.tasks)) <= (task if setup.method.isolates else np.inf)
         accuracy, loss = (np.where(exists, v, np.nan) for v in (metrics.accuracy, metrics.loss))
-        epochs = sum(_lengths(study, task, _steps(setup, data)))
+        epochs = sum(_lengths(study, task, _steps(study, setup, task)))
         yield TaskEnd(task, epochs, accuracy, loss, measures, finite, learners, Cursor(task + 1))
 
 
@@ -257,7 +257,7 @@ def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Itera
 def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[Event]:
     """The epochs of a phase, from a cursor on; returns the learners."""
     study, index, task, number = this.study, cursor.phase, cursor.task, jnp.int32(cursor.task)
-    steps = _steps(this.setup, feed.data)
+    steps = _steps(study, this.setup, task)
     lengths = _lengths(study, task, steps)
     before, planned = sum(lengths[:index]), lengths[index]
     stopped, validation = replicas.fetch(learners.stopping.stopped, study.layout), None
@@ -285,18 +285,24 @@ def _train_epoch(
     this: _Run, learners, cursor: Cursor, feed: _Feed, epoch: int
 ) -> Iterator[StepsEnd]:
     """The steps of a task's epoch, from a cursor on; returns the learners and the metrics."""
-    study, index, per_epoch = this.study, cursor.phase, _steps(this.setup, feed.data)
+    study, index, setup = this.study, cursor.phase, this.setup
+    per_epoch = _steps(study, setup, cursor.task)
     _, left = _length(study, cursor.task, index, per_epoch)
     before = cursor.epoch * per_epoch
     last = min(per_epoch, left - before)
     done = jnp.float32([before / left, (before + last) / left])
-    numbers = jnp.int32(cursor.task), jnp.int32(epoch)
+    numbers, data, several = (jnp.int32(cursor.task), jnp.int32(epoch)), feed.data, None
+    if setup.order == "one":
+        several = windows(study, setup, cursor.task, epoch, cursor.step, last)
     while True:
         end = min(last, cursor.step + (this.steps_at_once() or last))
+        if several is not None:
+            data, end = next(several)
+            data = replicas.replicate(data, study.layout)
         state = learners.state
         learners, results = study.programs[f"epoch_{index}"](
             learners._replace(state=()), (this.settings, state, feed.features),
-            feed.data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
+            data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
         )  # fmt: skip
         learners, cursor = learners._replace(state=state), cursor._replace(step=end)
         if end == last:
@@ -305,9 +311,9 @@ def _train_epoch(
         yield StepsEnd(cursor.task, name, epoch, end, per_epoch, learners, cursor)
 
 
-def _steps(setup: Setup, data: Data) -> int:
+def _steps(study: Study, setup: Setup, task: int) -> int:
     """Steps of an epoch."""
-    return math.ceil(int(data.count) / setup.batch)
+    return math.ceil(count_of(setup, study.benchmark, task) / setup.batch)
 
 
 def _length(study: Study, task: int, index: int, per_epoch: int) -> tuple[int, int]:
@@ -349,6 +355,5 @@ def compilations(studies: Sequence[Study]) -> int:
 def longest(study: Study) -> int:
     """The most epochs that are planned for a task."""
     setup = study.setup
-    examples = examples_by_task(setup, study.benchmark)
-    steps = (_steps(setup, examples(task)[0]) for task in range(len(study.benchmark.tasks)))
+    steps = (_steps(study, setup, task) for task in range(len(study.benchmark.tasks)))
     return max(sum(_lengths(study, task, count)) for task, count in enumerate(steps))

@@ -9,7 +9,6 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxcl import models
@@ -22,8 +21,8 @@ from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, normalize
 from jaxcl.methods import Built, Problem, Spec, find
 from jaxcl.methods.spec import check_options, option, swept_names
+from jaxcl.study.fitting import augmentation, check_order, check_targets, judged_by
 from jaxcl.study.programs import Study, build, divide
-from jaxcl.train.losses import accuracy, cross_entropy, explained, squared_error
 from jaxcl.train.types import Setup
 
 NORMS = "norm"  # in the paths of the built-in networks' norms
@@ -52,13 +51,16 @@ class Options:
             one in each.
         steps: steps on each task, in the place of epochs; None trains by epochs.
         select: keep the epoch with the best validation loss or accuracy; None keeps the last one.
-        patience: epochs without a better validation loss before the step size is divided by 3; a
-            task ends below 0.002 of it. None trains all epochs.
+        patience: divide the step size by 3 after this many epochs without a better validation
+            loss, and end the task once it is below 0.002 of the first; None trains all epochs.
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
         scenario: what a network is told: the task, and has a head for it; nothing, with one head
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
             "jaxcl compare" takes several, as in task,class, and shows them side by side.
         unseen: in the scenario class, whether logits of classes still to come are masked or kept.
+        order: of the examples in an epoch: each seed draws its own, or one serves all, as what is
+            streamed needs; then a task's boundary sees a sample of its examples.
+        augment: random crops of padded images on the device, or those and reflections, in training.
         precision: type of the network's arithmetic; parameters and masks are float32.
     """
 
@@ -79,6 +81,8 @@ class Options:
     norm: Literal["frozen", "per_task"] = "frozen"
     scenario: Literal["task", "domain", "class"] = "task"
     unseen: Literal["masked", "kept"] = "masked"
+    order: Literal["each", "one"] = "each"
+    augment: Literal["none", "crop", "crop_flip"] = "none"
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -302,6 +306,8 @@ def recipe(
     limit = tasks or len(benchmark.tasks)
     _check_scenario(choice, benchmark)
     loss, metric = judged_by(benchmark)
+    augment = augmentation(benchmark, choice.shared.augment)
+    check_order(benchmark, choice.shared.order)
     prepare, x = normalize(benchmark), benchmark.tasks[0].train.x
     sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
@@ -310,7 +316,7 @@ def recipe(
         chosen = with_settings(choice, settings)
         built, shared = _built(chosen, benchmark, limit), chosen.shared
         if benchmark.regression:
-            _check_targets(choice.spec.name, built)
+            check_targets(choice.spec.name, built)
         return Setup(
             method=built.method,
             model=built.model,
@@ -329,26 +335,11 @@ def recipe(
             unseen=shared.unseen,
             loss=loss,
             metric=metric,
+            order=shared.order,
+            augment=augment,
         )
 
     return setup
-
-
-def judged_by(benchmark: Benchmark) -> tuple[Callable, Callable]:
-    """The loss and the metric of a benchmark: its own, or those of classes or of targets."""
-    loss, metric = cross_entropy, accuracy
-    if benchmark.regression:
-        y = np.concatenate([task.train.y for task in benchmark.tasks])
-        variance = y.var(axis=0)
-        loss, metric = squared_error, explained(np.where(variance > 0, variance, 1.0))
-    return benchmark.loss or loss, benchmark.metric or metric
-
-
-def _check_targets(name: str, built: Built) -> None:
-    """Raises ValueError for a method whose definition speaks of classes."""
-    method = built.method
-    if method.online is not None or method.consolidate is not None or method.auxiliary is not None:
-        raise ValueError(f"{name} is defined for classes; it cannot be trained on targets.")
 
 
 def _check_scenario(choice: Choice, benchmark: Benchmark) -> None:

@@ -17,6 +17,8 @@ from jaxcl.train.outputs import scores
 from jaxcl.train.stopping import follow
 from jaxcl.train.types import Data, Learner, Metrics, Setup, rows_of, trainable
 
+AUGMENTATION = 1 << 20  # folded into a step's key, which dropout has as it is
+
 
 def epoch(
     setup: Setup,
@@ -77,7 +79,7 @@ class _Epoch(NamedTuple):
     learner: Learner
     data: Data
     features: PyTree
-    order: jax.Array  # [length], the epoch's rows
+    order: Any  # [length], the epoch's rows; None in a window
     count: Any  # of steps in the whole epoch
     key: jax.Array
     task: Any
@@ -127,13 +129,12 @@ def steps(
         The learner, and the means over the examples of the epoch so far.
     """
     data = jax.tree.map(jnp.asarray, data)
-    key = jax.random.fold_in(learner.key, 2)
-    key = jax.random.fold_in(jax.random.fold_in(key, task), index)
+    key = epoch_key(learner.key, task, index)
     chosen = setup.method.phases[phase]
     mask = trainable(setup, learner.theta, learner.state, task, chosen.trainable)
     run = _Epoch(
         setup, chosen, learner, data, features,
-        order=_random_order(key, data.y.shape[0], data.count),
+        order=None if data.first is not None else random_order(key, data.y.shape[0], data.count),
         count=(data.count + setup.batch - 1) // setup.batch,
         key=key, task=task, tx=isolate(setup.optimizer), scale=_scale(setup, learner, done),
     )  # fmt: skip
@@ -218,8 +219,14 @@ def _batch(run: _Epoch, i) -> tuple[Batch, jax.Array]:
     setup, data = run.setup, run.data
     seen = i * setup.batch
     position = seen + jnp.arange(setup.batch)
-    rows = run.order[position % data.count]  # the last batch is filled up with weight 0
+    if run.order is None:
+        rows = position - data.first * setup.batch
+    else:
+        rows = run.order[position % data.count]  # the last batch is filled up with weight 0
     batch = rows_of(data, rows, run.features)
+    if setup.augment is not None:
+        key = jax.random.fold_in(jax.random.fold_in(run.key, i), AUGMENTATION)
+        batch = batch._replace(x=setup.augment(key, batch.x))
     if setup.axis is not None:
         batch = jax.lax.with_sharding_constraint(batch, PartitionSpec(setup.axis))
     batch = batch._replace(weight=jnp.asarray(position < data.count, float))
@@ -251,7 +258,12 @@ def _extra_arguments(run: _Epoch, value, gradient, objective) -> dict:
     return {"value": value, "grad": gradient, "value_fn": lambda theta: objective(theta)[0]}
 
 
-def _random_order(key, length, count):
+def epoch_key(key: jax.Array, task: ArrayLike, index: ArrayLike) -> jax.Array:
+    """The key of all that is random in an epoch, from a learner's own."""
+    return jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, 2), task), index)
+
+
+def random_order(key, length, count):
     """A permutation of the first `count` of `length` rows; what follows them is never read."""
     rank = jax.random.bits(key, (length,), "uint32") >> 1
     rank = jnp.where(jnp.arange(length) < count, rank, jnp.uint32(0xFFFFFFFF))

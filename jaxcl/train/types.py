@@ -50,6 +50,9 @@ class Setup(NamedTuple):
         reset: renew the optimizer's state at the start of every phase, or keep it.
         schedule: factor on the step size by the share of the phase that is done, in [0, 1]; None
             for a constant one.
+        order: of the examples in an epoch: `"each"` learner draws its own; `"one"` for all is given
+            from outside, as windows (Data.first), so that it can be streamed.
+        augment: `(key, x) -> x`, stored examples to those that a training step sees; None for none.
         sample: shape and type of one stored example's x, for methods with a memory of examples.
     """
 
@@ -73,6 +76,8 @@ class Setup(NamedTuple):
     reset: bool = True
     schedule: Callable[[jax.Array], jax.Array] | None = None
     sample: jax.ShapeDtypeStruct | None = None
+    order: Literal["each", "one"] = "each"
+    augment: Callable[[jax.Array, jax.Array], jax.Array] | None = None
 
 
 class Data(NamedTuple):
@@ -84,12 +89,15 @@ class Data(NamedTuple):
             other labels.
         count: number of examples that are real, an integer scalar; they come first.
         task: int array [length], each example's task, for `Setup.mixed`; else None.
+        first: of a window, which holds the batches of some steps one after the other, filled up,
+            the first step; `count` is then that of the whole epoch. None for all examples.
     """
 
     x: Any
     y: Any
     count: Any
     task: Any = None
+    first: Any = None
 
 
 class EarlyStopping(NamedTuple):
@@ -164,6 +172,7 @@ def check(setup: Setup, tasks: int) -> None:
         ("annealing", ("paper", "original")),
         ("select", (None, "loss", "accuracy")),
         ("scenario", ("task", "domain", "class")),
+        ("order", ("each", "one")),
         ("unseen", ("masked", "kept")),
     ):
         check_choice(f"Setup: {name}", getattr(setup, name), known)

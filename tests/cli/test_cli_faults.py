@@ -14,7 +14,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcl import checkpoint, data, recipes, report, study
+from jaxcl import checkpoint, data, load, recipes, report, study
 from jaxcl.cli import folder, processes, session
 from jaxcl.cli import main as cli
 from jaxcl.cli.options import parse
@@ -439,3 +439,17 @@ def test_names_are_taken_for_no_markup(finished, tmp_path, capsys):
     out.print(report.table(results))
     out.print(name)
     assert capsys.readouterr().out.count(name) >= 2
+
+
+def test_weights_to_start_from_that_have_changed_are_no_longer_the_same_run(tmp_path, capsys):
+    """The run stands, and is opened without the file."""
+    weights = tmp_path / "w.npz"
+    words = [*COMPARE, "--out", tmp_path, "--init", weights]
+    np.savez(weights, **{"layers/0/kernel": np.zeros((64, 4), np.float32)})
+    cli.main([str(word) for word in words])
+    np.savez(weights, **{"layers/0/kernel": np.ones((64, 4), np.float32)})
+    last, *_ = ends(capsys, [*words, "--resume"])
+    assert "other settings (init_checksum is" in last
+    weights.unlink()
+    predictor = load(tmp_path / "split_digits")["finetune"].seed(0)
+    assert predictor.predict(np.zeros((2, 64), np.uint8), task=0).shape == (2,)

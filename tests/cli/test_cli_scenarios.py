@@ -72,7 +72,7 @@ def test_resume_trains_no_more_than_is_missing(tmp_path, monkeypatch, capsys):
         trained = command._trained
 
         def stop(plan, *args, **kwargs):
-            if plan.settings["scenario"] == "class":
+            if plan.place.settings["scenario"] == "class":
                 raise KeyboardInterrupt
             return trained(plan, *args, **kwargs)
 

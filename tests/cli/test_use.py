@@ -111,6 +111,34 @@ def test_a_network_is_exported(copy, capsys):
     assert "is told the task" in refused(capsys, *words[:4])
 
 
+def test_the_task_is_inferred(copy, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    text = said(capsys, "infer", copy, "--rule", "entropy", "--no-calibrate", "--most", "40")
+    (line,) = (line for line in text.splitlines() if "PackNet" in line)
+    found = json.loads((copy / "inferred.json").read_text())["methods"]
+    assert found.keys() == {"packnet"}  # the others do not isolate
+    tasks = data.split_digits().tasks
+    run = jaxcl.load(copy)
+    for seed in (0, 1):
+        network = run["packnet"].seed(seed)
+        for k, task in enumerate(tasks):
+            x, y = task.test.x[:40], task.test.y[:40]
+            chosen = network.infer(x).task
+            of_task = found["packnet"]["entropy"]["confusion"][seed][k]
+            np.testing.assert_allclose(of_task, np.bincount(chosen, minlength=5) / len(y))
+            right = (network.predict(x, "infer") == y) & (chosen == k)
+            inferred = found["packnet"]["entropy"]["inferred"][seed][k]
+            np.testing.assert_allclose(inferred, right.mean())
+    told = np.mean(found["packnet"]["entropy"]["told"], 1).mean()
+    assert f"{100 * told:.1f}" in line
+    assert (copy / "confusion.svg").exists()
+    assert "--batch must be a whole number" in refused(capsys, "infer", copy, "--batch", "0")
+    shutil.copytree(copy, copy.parent / "other")
+    changed = copy.parent / "other" / "settings.json"
+    changed.write_text(changed.read_text().replace('"scale": 16.0', '"scale": 8.0'))
+    assert "is not what" in refused(capsys, "infer", copy.parent / "other")
+
+
 def test_a_task_is_forgotten(copy, capsys):
     """To the bit for the others; and what is left can be opened and trained on."""
     tasks = data.split_digits().tasks

@@ -147,7 +147,7 @@ def short(path):
         (short, "is no archive of arrays"),
         (lambda path: None, "cannot be read: No such file"),
         (lambda path: path.mkdir(), "cannot be read: Is a directory"),
-        (lambda path: np.savez(path, x=np.ones((9, 2)), y=np.ones(9)), "labels must be integers"),
+        (lambda path: np.savez(path, x=np.ones((9, 2)), y=np.ones(9)), "the labels are floats"),
         (
             lambda path: np.savez(
                 path, x_train=np.ones((9, 2)), y_train=np.arange(8), x_test=1, y_test=1

@@ -189,6 +189,9 @@ def test_inputs_survive_json():
     assert found == inputs.of(benchmark)
     hollow = found.benchmark("permuted_digits")
     assert hollow._replace(tasks=()) == benchmark._replace(tasks=(), **_extra(benchmark, hollow))
+    split = inputs.of(data.split_digits(2))
+    assert split.names == (("0", "1", "2", "3", "4"), ("5", "6", "7", "8", "9"))
+    assert inputs.read(json.loads(json.dumps(inputs.plain(split)))) == split
     x = benchmark.tasks[0].test.x[:5]
     np.testing.assert_array_equal(found.arrange(x, 2), benchmark.tasks[2].test.x[:5])
     assert not np.array_equal(x, benchmark.tasks[2].test.x[:5])
@@ -198,6 +201,16 @@ def _extra(benchmark, hollow):
     """What a benchmark says of its examples, which the hollow one does not have."""
     known = {"name", "tasks", "mean", "std", "shape", "scale", "permutation"}
     return {name: getattr(hollow, name) for name in {*benchmark._fields} - known}
+
+
+def test_a_network_that_gives_numbers():
+    found = small.trained_predictor("packnet")
+    found = found._replace(inputs=INPUTS._replace(targets=True))
+    x = examples(1)[0]
+    np.testing.assert_array_equal(found.predict(x, 1), found.logits(x, 1))
+    assert found.predict(x, [1] * len(x)).shape == (len(x), 3)
+    with pytest.raises(ValueError, match="gives numbers, not classes"):
+        found.probabilities(x, 1)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def precision(request):
 @pytest.fixture(autouse=True)
 def recorded_order(monkeypatch):
     """The engine takes the examples as they come, for the recorded minibatches are shuffled."""
-    monkeypatch.setattr(loop, "_random_order", lambda key, length, count: jnp.arange(length))
+    monkeypatch.setattr(loop, "random_order", lambda key, length, count: jnp.arange(length))
 
 
 # Reading an oracle: arrays by name -> trees of the library, whose kernels are [in, out].

@@ -11,6 +11,7 @@ import pytest
 
 from jaxcl import data, recipes, study, train
 from jaxcl.cli import main as cli
+from jaxcl.study import fitting
 
 SINES = """
 import numpy as np
@@ -48,7 +49,7 @@ def test_sines_are_learned_and_kept(sines):
 
 def test_the_metric_is_the_share_of_the_variance(sines):
     benchmark = sines()
-    _, metric = recipes.judged_by(benchmark)
+    _, metric = fitting.judged_by(benchmark)
     y = np.concatenate([task.train.y for task in benchmark.tasks])
     mean = np.broadcast_to(y.mean(0), y.shape)
     assert abs(float(metric(jnp.asarray(mean), jnp.asarray(y)).mean())) < 1e-5
