@@ -103,7 +103,6 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
 
     prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
     try:
-        jax.config.update("jax_debug_nans", command.run.debug_nans)
         job = prepare(command, use_devices(command.run), cache, held)
     except REFUSED as error:
         _fail(error)

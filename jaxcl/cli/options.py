@@ -49,7 +49,6 @@ class Run:
             1h, or a number of epochs, such as 10epochs.
         override: go on although jaxcl, JAX or the kind of device is another one than before, which
             may round otherwise; the results say so.
-        debug_nans: stop where a number is not finite, and say in which operation; much slower.
     """
 
     benchmark: str = "permuted_digits"
@@ -71,7 +70,6 @@ class Run:
     resume: bool = False
     save_every: str = "5m"
     override: bool = False
-    debug_nans: bool = False
 
     @property
     def plain(self) -> str:

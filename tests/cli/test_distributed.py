@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxcl import replicas
+from jaxcl import checkpoint, replicas
 from jaxcl.cli import main as cli
 
 TINY = ["--tasks", "3", "--hidden", "8"]
@@ -25,16 +25,16 @@ import os
 from jaxcl.cli import main as cli
 from jaxcl import replicas
 
-fetch, calls = replicas.fetch, iter(range(30))
+fetch, calls = replicas.fetch, iter(range(52))
 
 
-def die_in_the_second_task(*args):
+def die_in_the_third_task(*args):
     if next(calls, None) is None:
         os._exit(9)
     return fetch(*args)
 
 
-replicas.fetch = die_in_the_second_task
+replicas.fetch = die_in_the_third_task
 cli.main()
 """
 
@@ -113,7 +113,8 @@ def test_replicas_in_two_processes_one_of_which_dies(tmp_path):
     assert (code, out, died) == (1, "", 9)
     assert "one of the processes failed; the same command with --resume goes on" in err
     assert {path.name for path in folder.iterdir()} == {"settings.json", "checkpoints"}
-    assert [path.name for path in folder.glob("checkpoints/packnet/*")] == ["task_1"]
+    newest = checkpoint.latest(folder / "checkpoints" / "packnet", readable=True)
+    assert newest and newest[0] in (1, 2)  # the latter may have been half written
 
     (code, table, progress), other = both(*words, "--resume")
     assert code == 0, progress
@@ -174,10 +175,10 @@ def test_idle_devices_are_spread():
 def test_processes_with_other_options(tmp_path):
     port, words = free_port(), [*WORDS, "--devices", "1", "--out", str(tmp_path / "never")]
     for code, out, err in ends(
-        start(0, port, *words), start(1, port, *words, "--learning-rate", "0.5")
+        start(0, port, *words), start(1, port, *words, "--weight-decay", "0.5")
     ):
         assert (code, out) == (REFUSED, "")
-        assert "learning_rate is 0.05 in process 0, but learning_rate is 0.5 in process 1" in err
+        assert "weight_decay is 0.0 in process 0, but weight_decay is 0.5 in process 1" in err
         assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
@@ -214,3 +215,39 @@ def test_options(words, message, tmp_path, capsys):
     assert (end.value.code, out) == (REFUSED, "")
     assert message in err and err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+STOPS = """
+import os, signal
+from jaxcl.cli import main as cli
+from jaxcl.study import pace
+
+after, calls = pace.Pace.after, iter(range(8))
+
+
+def ask_in_the_first_task(self, event):
+    if next(calls, None) == 7:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return after(self, event)
+
+
+pace.Pace.after = ask_in_the_first_task
+cli.main()
+"""
+
+
+def test_one_of_two_processes_is_asked_to_stop(tmp_path):
+    """Both save and leave, and both go on."""
+    words = [*WORDS, "--methods", "packnet", "--seeds", "2", "--devices", "1", "--out"]
+    cli.main([*words[:-2], "2", "--out", str(tmp_path / "one")])
+    words += [str(tmp_path / "two")]
+    folder, port = tmp_path / "two" / "permuted_digits", free_port()
+    asked = start(1, port, *words, program=("-c", STOPS))
+    (code, out, err), (other, *_) = ends(start(0, port, *words), asked)
+    assert (code, out, other) == (143, "", 143), err
+    assert "stopped, and all is saved; the same command with --resume goes on" in err
+    (name,) = (path.name for path in folder.glob("checkpoints/packnet/*"))
+    assert name.startswith("task_1_epoch_")
+    (code, _, err), _ = both(*words, "--resume")
+    assert code == 0, err
+    assert numbers(tmp_path / "two") == numbers(tmp_path / "one")
