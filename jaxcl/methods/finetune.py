@@ -32,7 +32,11 @@ SPEC = Spec(
     role="lower",
     scenarios=("task", "domain", "class"),
     by_default=True,
-    presets={"permuted_digits": {"learning_rate": 0.02}, "split_digits": {"learning_rate": 0.02}},
+    presets={
+        "permuted_mnist": {"learning_rate": 0.005},
+        "permuted_digits": {"learning_rate": 0.02},
+        "split_digits": {"learning_rate": 0.02},
+    },
 )
 
 JOINT = Spec(

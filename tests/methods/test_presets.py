@@ -10,9 +10,7 @@ from jaxcl import recipes
 from jaxcl.methods import find
 
 RESULTS = Path(__file__).parents[2] / "experiments" / "results" / "defaults"
-SEARCHES = {
-    path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*digits.json"))
-}
+SEARCHES = {path.stem: json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))}
 CASES = [(benchmark, method) for benchmark, found in SEARCHES.items() for method in found]
 
 
