@@ -5,12 +5,17 @@ What one test compiles, the others find: all workers of a run share a folder of 
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
+
+# A shell starts what runs in its background deaf to Ctrl-C, and whatever that starts as well.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 PROGRAMS = Path(tempfile.gettempdir()) / f"jaxcl-tests-{RUN}" / "xla"

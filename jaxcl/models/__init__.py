@@ -22,7 +22,7 @@ from jaxcl.models.builtin import (
 )
 from jaxcl.models.chain import Chain, Unit
 from jaxcl.models.resnet import ResNet18
-from jaxcl.models.saved import read_weights, start_from
+from jaxcl.models.start import read_weights, start_from
 
 __all__ = [
     "MLP",

@@ -3,7 +3,7 @@
 import json
 
 from jaxcl.report.results import as_results
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 
 def results(seeds=3, **methods):

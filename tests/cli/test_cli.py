@@ -32,9 +32,10 @@ TINY = [
     "--devices",
     "2",
 ]
+PLOTS = ("accuracy", "matrix", "capacity", "curves")
 FILES = {
-    *("settings.json", "results.json", "table.md", "checkpoints"),
-    *(f"{plot}.{kind}" for plot in ("accuracy", "matrix", "capacity") for kind in ("svg", "png")),
+    *("settings.json", "results.json", "table.md", "curves.csv", "checkpoints"),
+    *(f"{plot}.{kind}" for plot in PLOTS for kind in ("svg", "png")),
 }
 
 
@@ -337,8 +338,8 @@ def test_never_overwrites(resume, finished, capsys):
     words = ["compare", "--methods", "finetune,packnet", "--out", str(out), *TINY, *resume]
     if not resume:
         assert "holds the results of this very run" in refused(capsys, *words)
-    message = refused(capsys, *words, "--learning-rate", "0.1")
-    assert "a run with other settings (learning_rate is 0.05 there, 0.1 here)" in message
+    message = refused(capsys, *words, "--weight-decay", "0.1")
+    assert "a run with other settings (weight_decay is 0.0 there, 0.1 here)" in message
     message = refused(capsys, *words, "--methods", "finetune")
     assert "(methods is ['finetune', 'packnet'] there, ['finetune'] here)" in message
     assert snapshot(out) == before

@@ -7,7 +7,7 @@ import pytest
 from jaxcl.cli import main as cli
 from jaxcl.report.results import Results
 from tests.cli import runs
-from tests.report.small import method
+from tests.report.studies import method
 
 
 def said(capsys, *words, code=2):

@@ -15,8 +15,8 @@ from jaxcl.core import masks
 from jaxcl.inference import exporting
 from jaxcl.inference.inputs import Inputs
 from jaxcl.inference.predictor import predictor
-from tests.inference import small
-from tests.inference.small import INPUTS, TASKS, examples
+from tests.inference import trained_runs
+from tests.inference.trained_runs import INPUTS, TASKS, examples
 
 WITHOUT = """
 import sys
@@ -36,7 +36,7 @@ def _compile_quickly():
 
 @pytest.mark.parametrize("method", ["packnet", "hat", "pnn", "er"])
 def test_program_and_tree_give_the_logits_of_the_original(method, tmp_path):
-    found = small.trained_predictor(method)
+    found = trained_runs.trained_predictor(method)
     for task in (0, TASKS - 1):
         folder = tmp_path / str(task)
         said = exporting.export(found, folder, task)
@@ -57,7 +57,7 @@ def test_program_and_tree_give_the_logits_of_the_original(method, tmp_path):
 
 
 def test_runs_without_jaxcl(tmp_path):
-    found = small.trained_predictor("packnet")
+    found = trained_runs.trained_predictor("packnet")
     exporting.export(found, tmp_path / "out", 1)
     x = examples(1, 4)[0]
     np.save(tmp_path / "out" / "x.npy", x)
@@ -75,7 +75,7 @@ def test_runs_without_jaxcl(tmp_path):
 def test_the_tree_opens_with_orbax_alone(tmp_path):
     from orbax.checkpoint import v1
 
-    found = small.trained_predictor("packnet")
+    found = trained_runs.trained_predictor("packnet")
     exporting.export(found, tmp_path / "out", 0)
     tree = v1.load(tmp_path / "out" / "params")
     np.testing.assert_array_equal(
@@ -84,7 +84,7 @@ def test_the_tree_opens_with_orbax_alone(tmp_path):
 
 
 def test_units_that_are_not_used_are_left_out():
-    found, (_, learner) = small.trained_predictor("hat"), small.trained("hat")
+    found, (_, learner) = trained_runs.trained_predictor("hat"), trained_runs.trained("hat")
     single = exporting.network(found, 1)
     opened = {g: int((t[1] > 0).sum()) for g, t in learner.theta["embeddings"].items()}
     kernel = single.params["layers"][0]["kernel"]
@@ -94,7 +94,7 @@ def test_units_that_are_not_used_are_left_out():
 
 
 def test_zeros_are_those_of_the_other_tasks(tmp_path):
-    found, (_, learner) = small.trained_predictor("packnet"), small.trained("packnet")
+    found, (_, learner) = trained_runs.trained_predictor("packnet"), trained_runs.trained("packnet")
     said = exporting.export(found, tmp_path / "out", 0)
     foreign = sum(int((owner != 1).sum()) for owner in learner.state.owner.values())
     assert foreign <= said.entries[1] <= foreign + 60  # biases may be zero, too
@@ -106,7 +106,7 @@ def test_zeros_are_those_of_the_other_tasks(tmp_path):
 
 
 def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
-    found = small.trained_predictor("packnet")
+    found = trained_runs.trained_predictor("packnet")
     network = exporting.network
 
     def wrong(*args):
@@ -125,7 +125,7 @@ def test_a_program_that_differs_is_not_written(tmp_path, monkeypatch):
 
 def test_a_cut_that_changes_the_network_is_not_made():
     """The broken twin of a compact network: nothing is left out then."""
-    found = small.trained_predictor("hat")
+    found = trained_runs.trained_predictor("hat")
     method = found.setup.method
 
     def wrong(*args):

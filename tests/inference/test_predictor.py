@@ -12,10 +12,10 @@ from jaxcl.inference.inputs import Inputs
 from jaxcl.inference.measuring import measure
 from jaxcl.inference.predictor import SIZE, predictor
 from jaxcl.methods import REGISTRY
-from tests.inference import small
-from tests.inference.small import INPUTS, TASKS, examples
+from tests.inference import trained_runs
+from tests.inference.trained_runs import INPUTS, TASKS, examples
 
-ISOLATING = [s.name for s in REGISTRY if small.setup_of(s.name).method.isolates]
+ISOLATING = [s.name for s in REGISTRY if trained_runs.setup_of(s.name).method.isolates]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -32,7 +32,7 @@ def test_there_are_methods_that_isolate():
 @pytest.mark.parametrize("method", [*ISOLATING, "er"])
 def test_logits_are_those_of_the_engine(method):
     """One column for each class of the task, from the bytes that were stored."""
-    found, (setup, learner) = small.trained_predictor(method), small.trained(method)
+    found, (setup, learner) = trained_runs.trained_predictor(method), trained_runs.trained(method)
     for task in range(TASKS):
         x, y = examples(task, 9, seed=5)
         params, statistics = train.network(setup, learner, task)
@@ -48,7 +48,7 @@ def test_logits_are_those_of_the_engine(method):
 
 
 def test_batches_make_no_difference_but_rounding():
-    found = small.trained_predictor("packnet")
+    found = trained_runs.trained_predictor("packnet")
     x = examples(1, SIZE + 3)[0]
     whole = found.logits(x, 1)
     np.testing.assert_allclose(whole[:3], found.logits(x[:3], 1), 1e-5, 1e-6)
@@ -57,7 +57,7 @@ def test_batches_make_no_difference_but_rounding():
 
 
 def test_a_task_for_each_image_and_the_inferred_one():
-    found = small.trained_predictor("hat")
+    found = trained_runs.trained_predictor("hat")
     x = np.concatenate([examples(task, 4)[0] for task in range(TASKS)])
     each = np.repeat(np.arange(TASKS), 4)
     expected = np.concatenate([found.predict(x[each == t], t) for t in range(TASKS)])
@@ -74,7 +74,7 @@ def test_a_task_for_each_image_and_the_inferred_one():
 )
 def test_measured_told_and_inferring(method, rule):
     """By hand from the logits; heads of 2, 3 and 2 classes."""
-    found = small.trained_predictor(method)
+    found = trained_runs.trained_predictor(method)
     tests = [examples(task, 10 + task, seed=7) for task in range(TASKS)]
     found = found.calibrated([examples(task, 8, seed=6)[0] for task in range(TASKS)], rule)
     result = measure(found, tests)
@@ -94,7 +94,7 @@ def test_measured_told_and_inferring(method, rule):
 @pytest.mark.parametrize("method", [*ISOLATING, "den", "finetune"])
 def test_masks_say_what_changes_the_logits(method):
     """Noise where a task uses nothing is not seen; the broken twin has noise where it does."""
-    found, setup = small.trained_predictor(method), small.trained(method)[0]
+    found, setup = trained_runs.trained_predictor(method), trained_runs.trained(method)[0]
     x = examples(1)[0]
     params, statistics, used = found.params(1), found.statistics(1), found.masks(1)
     assert jax.tree.structure(params) == jax.tree.structure(used)
@@ -118,14 +118,14 @@ def test_masks_say_what_changes_the_logits(method):
 
 
 def test_masks_are_those_of_the_owners():
-    found, (_, learner) = small.trained_predictor("packnet"), small.trained("packnet")
+    found, (_, learner) = trained_runs.trained_predictor("packnet"), trained_runs.trained("packnet")
     used = masks.leaves_by_path(found.masks(1))
     for path, owner in learner.state.owner.items():
         np.testing.assert_array_equal(used[path], (owner > 0) & (owner <= 2))
 
 
 def test_shared_heads_need_no_task_and_have_none_to_infer():
-    setup = small.setup_of("finetune", scenario="class")
+    setup = trained_runs.setup_of("finetune", scenario="class")
     learner = train.start(setup, jax.random.key(0), TASKS)
     learner = train.begin_task(setup, learner, 1)
     found = predictor(setup, learner, 2, INPUTS)
@@ -153,11 +153,11 @@ def test_shared_heads_need_no_task_and_have_none_to_infer():
 )
 def test_bad_input(images, task, said):
     with pytest.raises(ValueError, match=said):
-        small.trained_predictor("packnet").predict(images, task)
+        trained_runs.trained_predictor("packnet").predict(images, task)
 
 
 def test_only_finished_tasks_have_a_network():
-    setup, learner = small.trained("packnet", 2)
+    setup, learner = trained_runs.trained("packnet", 2)
     found = predictor(setup, learner, 2, INPUTS)
     assert found.infer(examples(0)[0]).scores.shape == (12, 2)
     with pytest.raises(ValueError, match="0 to 1, the finished tasks"):
@@ -204,7 +204,7 @@ def _extra(benchmark, hollow):
 
 
 def test_a_network_that_gives_numbers():
-    found = small.trained_predictor("packnet")
+    found = trained_runs.trained_predictor("packnet")
     found = found._replace(inputs=INPUTS._replace(targets=True))
     x = examples(1)[0]
     np.testing.assert_array_equal(found.predict(x, 1), found.logits(x, 1))

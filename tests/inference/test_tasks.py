@@ -7,7 +7,7 @@ import pytest
 
 import jaxcl
 from jaxcl.inference import tasks
-from tests.inference import small
+from tests.inference import trained_runs
 
 T, B, C = 3, 10, 4
 CLASSES = (2, 4, 3)
@@ -199,8 +199,8 @@ def test_bad_input(options, said):
 
 
 def test_what_cannot_be_mixed_is_named():
-    found = small.trained_predictor("pnn")._replace(rule="gradient")
+    found = trained_runs.trained_predictor("pnn")._replace(rule="gradient")
     with pytest.raises(ValueError, match="'0/task' is int32; choose another rule"):
-        found.infer(small.examples(0)[0])
+        found.infer(trained_runs.examples(0)[0])
     with pytest.raises(ValueError, match=r"each of 3 tasks needs examples, got \[10, 0, 0\]"):
         jaxcl.calibrate(lambda w, x: x @ w, lambda t: nets()[0][t], nets()[1], [0] * 10, T)

@@ -9,7 +9,7 @@ import pytest
 
 from jaxcl import report
 from jaxcl.report.results import as_results
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from jaxcl import report
 from jaxcl.report import joining
 from jaxcl.report.results import as_results
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 
 def part(seeds=(0, 1), options=None, settings=None, tasks=3, **methods):

@@ -9,7 +9,7 @@ from scipy import stats
 
 from jaxcl import report
 from jaxcl.report import metrics, paired
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 
 def accuracies(rng, seeds=5, tasks=3):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jaxcl import report
 from jaxcl.report import reading
 from jaxcl.report.results import Results, Shown, plain, to_json
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 SMALL = plain(
     study(

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxcl import report
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 matplotlib = pytest.importorskip("matplotlib")
 rich_console = pytest.importorskip("rich.console")

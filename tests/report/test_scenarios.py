@@ -4,7 +4,7 @@ import numpy as np
 
 from jaxcl import report
 from jaxcl.report.results import as_results
-from tests.report.small import method, study
+from tests.report.studies import method, study
 
 
 def found():

@@ -13,7 +13,7 @@ from jaxcl import report
 from jaxcl.report.runs import open_run
 from jaxcl.report.webpage import page
 from tests.cli import runs
-from tests.report.small import method
+from tests.report.studies import method
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None

@@ -10,7 +10,7 @@ import pytest
 from jaxcl import masks, train
 from jaxcl.methods import REGISTRY, replay
 from tests.inference import small
-from tests.inference.small import TASKS, examples
+from tests.inference.trained_runs import TASKS, examples
 
 ABLE = [s.name for s in REGISTRY if small.setup_of(s.name).method.forget_task is not None]
 
