@@ -113,14 +113,14 @@ def _spread(learners: PyTree, layout: replicas.Layout) -> PyTree:
 def make_room(run: MethodRun) -> None:
     """Makes the folder and clears the way for the checkpoints that are going to be written.
 
-    What stands there and cannot be read gets another name. What a process left half written is
-    removed. Of several processes, one may call it, and no other one may be at work in the folder.
+    What stands there after the checkpoint that `restore` found cannot be read, and gets another
+    name. What a process left half written is removed. Of several processes, one calls it: it reads
+    no checkpoint, which all would have to do together; no other one may be at work in the folder.
     """
     if run.folder is None:
         return
     run.folder.mkdir(parents=True, exist_ok=True)
-    found = checkpoint.latest(run.folder, readable=True)
-    least = checkpoint.order(found[1].name) if found else ()
+    least = checkpoint.order(run.found.name) if run.found else ()
     for path in sorted(run.folder.iterdir()):
         name, part, _ = path.name.partition(PART)
         order = checkpoint.order(name)
