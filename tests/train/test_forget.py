@@ -9,10 +9,10 @@ import pytest
 
 from jaxcl import masks, train
 from jaxcl.methods import REGISTRY, replay
-from tests.inference import small
+from tests.inference import trained_runs
 from tests.inference.trained_runs import TASKS, examples
 
-ABLE = [s.name for s in REGISTRY if small.setup_of(s.name).method.forget_task is not None]
+ABLE = [s.name for s in REGISTRY if trained_runs.setup_of(s.name).method.forget_task is not None]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -24,7 +24,7 @@ def _compile_quickly():
 
 @functools.cache
 def program(method):
-    setup, _ = small.programs(method)
+    setup, _ = trained_runs.programs(method)
 
     def logits(learner, task):
         params, statistics = train.network(setup, learner, task)
@@ -53,7 +53,7 @@ def test_who_can():
 @pytest.mark.parametrize("method", ABLE)
 @pytest.mark.parametrize("task", range(TASKS))
 def test_other_tasks_stay_as_they_are(method, task):
-    setup, learner = small.trained(method)
+    setup, learner = trained_runs.trained(method)
     found = train.forget_task(setup, learner, task, without(task))
     assert changed(method, learner, found) == [task]
     assert not any(
@@ -73,17 +73,17 @@ def heads_that_moved(method, before, after, task):
 
 def test_broken_twins_are_seen():
     """Weights that are freed though later tasks read them; and a task that stays."""
-    setup, learner = small.trained("packnet")
+    setup, learner = trained_runs.trained("packnet")
     alone = np.array([False, False, False])
     freed = train.forget_task(setup, learner, 0, alone)  # as if nobody came after it
     assert changed("packnet", learner, freed) == [0, 1, 2]
-    setup, learner = small.trained("hat")
+    setup, learner = trained_runs.trained("hat")
     assert 2 in changed("hat", learner, train.forget_task(setup, learner, 0, alone))
     assert changed("hat", learner, learner) == []
 
 
 def test_weights_pass_to_the_first_that_reads_them_or_become_free():
-    setup, learner = small.trained("packnet")
+    setup, learner = trained_runs.trained("packnet")
 
     def owners(learner):
         return np.concatenate([np.asarray(o).ravel() for o in learner.state.owner.values()])
@@ -101,7 +101,7 @@ def test_weights_pass_to_the_first_that_reads_them_or_become_free():
 
 
 def test_attention_is_that_of_the_tasks_that_stay():
-    setup, learner = small.trained("hat")
+    setup, learner = trained_runs.trained("hat")
     found = train.forget_task(setup, learner, 1, np.array([True, False, False]))
     for gate, table in learner.theta["embeddings"].items():
         expected = np.asarray(table > 0)[0]
@@ -126,7 +126,7 @@ def test_attention_is_that_of_the_tasks_that_stay():
 
 
 def test_columns_that_others_read_keep_all_but_their_head():
-    setup, learner = small.trained("pnn")
+    setup, learner = trained_runs.trained("pnn")
     read = train.forget_task(setup, learner, 0, without(0)).state.columns["column"]
     last = train.forget_task(setup, learner, 2, without(2)).state.columns
     assert not np.asarray(read["head"]["kernel"][0]).any()
@@ -137,10 +137,10 @@ def test_columns_that_others_read_keep_all_but_their_head():
 @pytest.mark.parametrize("method", ["packnet", "hat", "pnn", "er"])
 def test_a_new_task_trains_on_what_is_free(method):
     """The last of two is forgotten; the third learns, and the first stays as it was."""
-    setup, learner = small.trained(method, 2)
+    setup, learner = trained_runs.trained(method, 2)
     kept = np.array([True, False, False])
     forgotten = train.forget_task(setup, learner, 1, kept)
-    found = small.learn(method, forgotten, 2)
+    found = trained_runs.learn(method, forgotten, 2)
     if method != "er":
         assert 0 not in changed(method, learner, found)
     assert 2 in changed(method, forgotten, found)
@@ -149,11 +149,11 @@ def test_a_new_task_trains_on_what_is_free(method):
         def owned(learner):
             return sum(int((o == 3).sum()) for o in learner.state.owner.values())
 
-        assert owned(found) > owned(small.learn(method, learner, 2))
+        assert owned(found) > owned(trained_runs.learn(method, learner, 2))
 
 
 def test_examples_that_are_replayed_go_with_their_task():
-    setup, learner = small.trained("er")
+    setup, learner = trained_runs.trained("er")
     assert (np.asarray(learner.memory.task) == 1)[: int(learner.memory.count[0])].any()
     memory = train.forget_task(setup, learner, 1, without(1)).memory
     count = int(memory.count[0])
@@ -187,7 +187,7 @@ def test_a_buffer_without_a_task(policy, cells):
 
 
 def test_who_cannot_says_so():
-    setup, learner = small.trained("finetune")
+    setup, learner = trained_runs.trained("finetune")
     other = setup._replace(method=setup.method._replace(forget_task=None))
     with pytest.raises(ValueError, match="the method cannot forget"):
         train.forget_task(other, learner, 0, without(0))
