@@ -12,20 +12,23 @@ from rich.console import Console
 from jaxcl import report
 from jaxcl.cli import processes, scenarios
 from jaxcl.cli.folder import check_free, origin_of
-from jaxcl.cli.options import Compare
+from jaxcl.cli.options import TUNED, Compare
 from jaxcl.cli.running import Place, about, begin, follow, take
 from jaxcl.cli.session import folder_of, load, notes, settings_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
-from jaxcl.report import metrics
+from jaxcl.report import metrics, presets
 from jaxcl.report.comparing import chance, method_results
 from jaxcl.report.results import Results
+from jaxcl.report.runs import seeds_of
 from jaxcl.report.text import percent
 from jaxcl.study import recipes
 from jaxcl.study.comparison import MethodRun
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
+
+SEARCH = ("search", "search.json", "search.md")  # what a search leaves in a run's folder
 
 
 class Plan(NamedTuple):
@@ -79,16 +82,20 @@ def prepare(
 
 def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
     """A comparison before it begins."""
-    run, options = command.run, command.training
+    run, options, tuned = command.run, command.training, command.preset == TUNED
     own = {
         choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
         for choice in command.choices
     }
     settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
-    place = Place(folder, settings, origin_of(benchmark, devices), run)
+    settings[presets.KEY] = {
+        choice.spec.name: "tuned" if tuned else presets.origin(choice, run.plain)
+        for choice in command.choices
+    }
+    place = Place(folder, settings, origin_of(benchmark, devices), run, SEARCH if tuned else ())
     overridden = place.claim()
     runs = {
-        choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
+        choice.spec.name: begin(place, choice, benchmark, run.numbers, devices)
         for choice in command.choices
     }
     return Plan(command, place, overridden, runs)
@@ -168,7 +175,7 @@ def _trained(
     if plan.overridden:
         settings = {**settings, "overridden": plan.overridden}
     return Results(
-        settings["benchmark"], len(benchmark.tasks), list(range(settings["seeds"])), settings,
+        settings["benchmark"], len(benchmark.tasks), seeds_of(settings), settings,
         methods, chance(benchmark, scenario),
     )  # fmt: skip
 

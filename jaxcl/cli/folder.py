@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxcl.cli import processes
 from jaxcl.cli.options import command_line
 from jaxcl.data.benchmark import Benchmark, fingerprint
+from jaxcl.report import presets
 from jaxcl.report.text import listed, write_whole
 from jaxcl.study import checkpoint
 from jaxcl.study.replicas import Device
@@ -46,9 +47,15 @@ def origin_of(benchmark: Benchmark, devices: Sequence[Device]) -> Origin:
 
 
 def claim(
-    folder: Path, settings: dict, origin: Origin, *, resume: bool, override: bool = False
+    folder: Path,
+    settings: dict,
+    origin: Origin,
+    *,
+    resume: bool,
+    override: bool = False,
+    beside: Sequence[str] = (),
 ) -> list[str]:
-    """Checks that the folder is this run's to write in.
+    """Checks that the folder is this run's to write in; `beside` may be there before it.
 
     Returns:
         What is otherwise than when the run began and may round otherwise, if `override` allows it.
@@ -56,7 +63,7 @@ def claim(
     Raises:
         ValueError: if it is not.
     """
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK}:
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK, *beside}:
         return []
     if not os.path.lexists(folder):
         return []
@@ -68,6 +75,8 @@ def claim(
             f"with; {other}."
         )
     for name in {**here, **there}:
+        if name == presets.KEY:  # which says where options come from that are compared themselves
+            continue
         if name == "data" and here.get(name) != there.get(name):
             raise ValueError(f"{folder} holds a run on other data: {_other(there, here)}; {other}.")
         if here.get(name) != there.get(name):
@@ -187,12 +196,19 @@ def write_settings(
     folder: Path, settings: dict, origin: Origin, command: Any, overridden: Sequence[str]
 ) -> None:
     """Writes `settings.json`, from which the run can be repeated."""
-    content = {"command": command_line(command), "settings": settings, **origin._asdict()}
-    if overridden:
-        content["overridden"] = list(overridden)
+    more = {"overridden": list(overridden)} if overridden else {}
+    record_settings(folder, settings, origin, command_line(command), **more)
+
+
+def record_settings(
+    folder: Path, settings: dict, origin: Origin, command: str, **more: Any
+) -> None:
+    """Writes `settings.json` with a command in words."""
+    content = {"command": command, "settings": settings, **origin._asdict(), **more}
     write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
 
 
 def digest(settings: Mapping[str, Any]) -> str:
     """A digest of settings, which every checkpoint holds."""
+    settings = {name: value for name, value in settings.items() if name != presets.KEY}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -97,11 +97,14 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import compare, processes, sweep
+    from jaxcl.cli import compare, processes, sweep, tune
     from jaxcl.cli.options import Compare
+    from jaxcl.cli.running import Refused
     from jaxcl.study.comparison import Stopped
 
     prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
+    if isinstance(command, Compare) and command.tune:
+        prepare = tune.prepare
     try:
         job = prepare(command, use_devices(command.run), cache, held)
     except REFUSED as error:
@@ -118,6 +121,8 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
         processes.take_leave()
         number = noted.number or signal.SIGTERM  # another process was asked
         _fail(f"stopped, and all is saved{RESUMED}.", code=signals.code_of(number))
+    except Refused as error:
+        _fail(str(error))
     except FloatingPointError as error:
         _fail(error, code=1)
     except MemoryError as error:

@@ -18,18 +18,26 @@ from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
 
+class Refused(Exception):  # noqa: N818 - as `Stopped`
+    """What was asked for cannot be done, as is seen only while the work goes on."""
+
+
 class Place(NamedTuple):
-    """A folder, and the run that is to be there."""
+    """A folder, and the run that is to be there; `beside` names what else may be in the folder."""
 
     folder: Path
     settings: dict[str, Any]
     origin: Origin
     run: Run
+    beside: tuple[str, ...] = ()
 
     def claim(self) -> list[str]:
         """See `folder.claim`."""
         resume, override = self.run.resume, self.run.override
-        return claim(self.folder, self.settings, self.origin, resume=resume, override=override)
+        return claim(
+            self.folder, self.settings, self.origin,
+            resume=resume, override=override, beside=self.beside,
+        )  # fmt: skip
 
 
 def begin(

@@ -45,7 +45,7 @@ class DENOptions:
     l1: float = option(1e-5, least=0, sweep=True)
     l2: float = option(1e-4, least=0, sweep=True)
     group_lasso: float = option(1e-3, least=0, sweep=True)
-    pull: float = option(0.5, least=0, sweep=True)
+    pull: float = option(0.5, least=0, sweep=True, tune=(0.05, 0.5))
     drift: float = option(0.05, least=0, sweep=True)
     columns: Literal["any", "first"] = "any"
     split_first: Literal["most", "least"] = "most"

@@ -42,8 +42,8 @@ class HATOptions:
         gradient: which derivative the gates have.
     """
 
-    s_max: float = option(400.0, above=1, sweep=True)
-    c: float = option(0.75, least=0, sweep=True)
+    s_max: float = option(400.0, above=1, sweep=True, tune=(50, 100, 200, 400))
+    c: float = option(0.75, least=0, sweep=True, tune=(0.25, 0.75, 1.5))
     hard: bool = True
     gradient: Literal["original", "published", "clipped", "ideal"] = "original"
 

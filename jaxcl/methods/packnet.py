@@ -46,7 +46,7 @@ class PackNetOptions:
     """
 
     prune: float | None = option(None, least=0, most=1, sweep=True)
-    retrain_scale: float = option(1.0, above=0, sweep=True)
+    retrain_scale: float = option(1.0, above=0, sweep=True, tune=(0.1, 1.0))
 
 
 class PackNetState(NamedTuple):

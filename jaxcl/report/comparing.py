@@ -13,6 +13,7 @@ from jaxcl.data.benchmark import check as check_benchmark
 from jaxcl.methods import REGISTRY, check_distinct, find
 from jaxcl.methods.spec import Spec
 from jaxcl.report.results import MethodResults, Results, shown_of
+from jaxcl.report.runs import seeds_as
 from jaxcl.study import comparison, recipes
 from jaxcl.study.comparison import MethodRun, Record
 from jaxcl.study.events import Event
@@ -71,7 +72,7 @@ def compare(
     shared = options or recipes.defaults(known.name)
     own = {choice.spec.name: dataclasses.asdict(choice.own) for choice in chosen}
     settings = {"tasks": len(known.tasks), "methods": [*found], "options": own}
-    settings |= {"benchmark": known.name, "seeds": len(seeds), **dataclasses.asdict(shared)}
+    settings |= {"benchmark": known.name, "seeds": seeds_as(seeds), **dataclasses.asdict(shared)}
     scenario = chosen[0].shared.scenario
     numbers = [int(seed) for seed in seeds]
     guessing = chance(known, scenario)

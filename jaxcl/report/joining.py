@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxcl.report.results import MethodResults, Results
+from jaxcl.report.runs import seeds_as
 from jaxcl.report.text import listed
 
 APART = ("seeds", "methods", "options")  # settings that may differ between parts of one study
@@ -32,7 +33,7 @@ def merge(parts: Mapping[str, Results]) -> Results:
     seeds = sorted({seed for part in parts.values() for seed in part.seeds})
     names = list(dict.fromkeys(name for part in parts.values() for name in part.methods))
     methods = {name: _method(name, parts, seeds) for name in names}
-    whole = {"seeds": seeds, "methods": names, "options": options}
+    whole = {"seeds": seeds_as(seeds), "methods": names, "options": options}
     settings = {k: whole.get(k, v) for k, v in first.settings.items()}
     return first._replace(seeds=seeds, settings=settings, methods=methods)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxcl.core.checks import load_extra
-from jaxcl.report import metrics, text
+from jaxcl.report import metrics, presets, text
 from jaxcl.report.results import Results, Row, as_results, summary
 from jaxcl.report.text import percent, plus_minus
 
@@ -114,9 +114,10 @@ def _cells(row: Row) -> list[str]:
 
 
 def note(results: Results | Mapping[str, Any]) -> str:
-    """What the intervals are, and which seeds they leave out."""
+    """What the intervals are, which seeds they leave out, and where the settings come from."""
     results = as_results(results)
-    return " ".join([intervals(results), *divergences(results)])
+    parts = [intervals(results), *divergences(results), presets.said(results)]
+    return " ".join(filter(None, parts))
 
 
 def intervals(results: Results) -> str:

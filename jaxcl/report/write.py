@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcl.core.checks import load_extra
-from jaxcl.report import paired, text
+from jaxcl.report import paired, searches, text
 from jaxcl.report.export import to_csv
 from jaxcl.report.results import Results, as_results, counting, to_json
 from jaxcl.report.tables import markdown, usage
@@ -88,10 +88,19 @@ def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {text.escaped(results.benchmark)}"
     parts = [title, text.escaped(sentence(results)), markdown(results)]
-    parts += [paired.markdown(results), usage(results)]
+    parts += [paired.markdown(results), usage(results), _search(folder)]
     page = "\n\n".join(part.strip() for part in parts if part) + "\n"
     files = {"results.json": json.dumps(to_json(results), indent=1) + "\n", "table.md": page}
     if any(method.curves for method in results.methods.values()):
         files["curves.csv"] = to_csv(results, "curves")
     paths = [text.write_whole(folder / name, content) for name, content in files.items()]
     return paths + plots(results, folder)
+
+
+def _search(folder: Path) -> str:
+    """What a search chose before the comparison; "" if there was none, or it cannot be read."""
+    try:
+        content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        return f"## The search\n\n{searches.summary(content)}"
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return ""
