@@ -97,13 +97,19 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import compare, processes, sweep
+    from jaxcl.cli import compare, dry, processes, sweep
     from jaxcl.cli.options import Compare
     from jaxcl.study.comparison import Stopped
 
     prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
     try:
-        job = prepare(command, use_devices(command.run), cache, held)
+        if isinstance(command, Compare) and command.dry_run:
+            prepare = dry.prepare
+        if isinstance(command, Compare) and command.topology:
+            devices = dry.devices_of(command)
+        else:
+            devices = use_devices(command.run)
+        job = prepare(command, devices, cache, held)
     except REFUSED as error:
         _fail(error)
     except KeyboardInterrupt as error:

@@ -89,6 +89,8 @@ class Compare:
         training: how every method trains.
         choices: the methods with all of their options.
         scenarios: in which they train, one after the other; `training` has the first.
+        dry_run: compile, and say what it would need, without training.
+        topology: of TPUs that are not here, to compile for; None for the devices that are.
     """
 
     methods: tuple[str, ...]
@@ -97,6 +99,8 @@ class Compare:
     training: Options
     choices: tuple[Choice, ...]
     scenarios: tuple[str, ...] = ("task",)
+    dry_run: bool = False
+    topology: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -103,6 +103,8 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     fields: list[tuple] = [
         ("methods", tuple[str, ...], names),
         ("warn_free", float, option(0.05, least=0, most=1)),
+        ("dry_run", bool, False),
+        ("topology", str | None, None),
         *of_words.common(run),
         ("training", of_words.grouped(Options), shared),
     ]
@@ -116,6 +118,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     kind = of_words.made("Compare", fields, f"{Compare.__doc__}    {CONFIG_HELP}")
     words = of_words.read_words(kind, kind(), "compare", args[1:])
     check_options(kind, {"warn_free": words.warn_free}, flag)
+    _check_dry(words, of_words.run_of(words))
     choices = []
     for spec in specs:
         changes = {k: v for k, v in presets[spec.name].items() if k in names_of(Options)}
@@ -129,8 +132,19 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
     return Compare(
-        names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios
-    )
+        names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios,
+        words.dry_run, words.topology,
+    )  # fmt: skip
+
+
+def _check_dry(words: Any, run: Run) -> None:
+    """Raises ValueError for options that need, or do not go with, a run that trains nothing."""
+    if words.topology is not None and not words.dry_run:
+        raise ValueError(
+            "--topology compiles for devices that are not here: give --dry-run as well."
+        )
+    if words.dry_run and (run.distributed or run.coordinator):
+        raise ValueError("--dry-run takes one process: leave out --distributed and --coordinator.")
 
 
 SCENARIOS = ("task", "domain", "class")
