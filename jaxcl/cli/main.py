@@ -97,7 +97,7 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import compare, processes, sweep, tune
+    from jaxcl.cli import compare, dry, processes, sweep, tune
     from jaxcl.cli.options import Compare
     from jaxcl.cli.running import Refused
     from jaxcl.study.comparison import Stopped
@@ -105,8 +105,12 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
     if isinstance(command, Compare) and command.tune:
         prepare = tune.prepare
+    if isinstance(command, Compare) and command.dry_run:
+        prepare = dry.prepare
     try:
-        job = prepare(command, use_devices(command.run), cache, held)
+        absent = isinstance(command, Compare) and command.topology
+        devices = dry.devices_of(command) if absent else use_devices(command.run)
+        job = prepare(command, devices, cache, held)
     except REFUSED as error:
         _fail(error)
     except KeyboardInterrupt as error:

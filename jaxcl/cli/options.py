@@ -124,6 +124,8 @@ class Compare:
             can be given a grid: "--learning-rate log:1e-3:1e-1:7", "--NAME.OPTION 1,10".
         samples: most settings that a search tries; None for the whole grid.
         tune_seeds: number of seeds of a search.
+        dry_run: compile, and say what it would need, without training.
+        topology: of TPUs that are not here, to compile for; None for the devices that are.
     """
 
     methods: tuple[str, ...]
@@ -134,6 +136,8 @@ class Compare:
     scenarios: tuple[str, ...] = ("task",)
     preset: str = PRESETS[0]
     tune: Tune | None = None
+    dry_run: bool = False
+    topology: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

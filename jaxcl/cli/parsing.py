@@ -117,6 +117,8 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         ("warn_free", float, option(0.05, least=0, most=1)),
         ("preset", str, PRESETS[0]),
         *tuning.FIELDS,
+        ("dry_run", bool, False),
+        ("topology", str | None, None),
         *of_words.common(run),
         ("training", of_words.grouped(Options), shared),
     ]
@@ -130,6 +132,7 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     kind = of_words.made("Compare", fields, f"{Compare.__doc__}    {CONFIG_HELP}")
     words = of_words.read_words(kind, kind(), "compare", args[1:])
     check_options(kind, {"warn_free": words.warn_free}, flag)
+    _check_dry(words, of_words.run_of(words))
     choices = []
     for spec in specs:
         changes = {k: v for k, v in presets[spec.name].items() if k in names_of(Options)}
@@ -145,8 +148,18 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     choices, tune = tuning.of(words, choices, grids, scenarios)
     return Compare(
         names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios,
-        words.preset, tune,
+        words.preset, tune, words.dry_run, words.topology,
     )  # fmt: skip
+
+
+def _check_dry(words: Any, run: Run) -> None:
+    """Raises ValueError for options that need, or do not go with, a run that trains nothing."""
+    if words.topology is not None and not words.dry_run:
+        raise ValueError(
+            "--topology compiles for devices that are not here: give --dry-run as well."
+        )
+    if words.dry_run and (run.distributed or run.coordinator):
+        raise ValueError("--dry-run takes one process: leave out --distributed and --coordinator.")
 
 
 def _preset(spec: Spec, run: Run, args: Sequence[str]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def unprefixed_names(kinds: Sequence[type]) -> list[str]:
     """The fields that may go without their method's name: no other option is called so."""
     every = [name for kind in kinds for name in names_of(kind)]
     taken = {*names_of(Run), *names_of(Options), "methods", "warn_free", "preset"}
-    taken |= {"tune", "samples", "tune_seeds"}
+    taken |= {"tune", "samples", "tune_seeds", "dry_run", "topology"}
     return [name for name in every if every.count(name) == 1 and name not in taken]
 
 
