@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_count, check_pattern, shorten
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Method
@@ -204,7 +204,8 @@ def _rows(key: jax.Array, own: dict[str, jax.Array], tasks: int) -> dict[str, ja
     rows = {path: jnp.stack([jnp.asarray(leaf)] * tasks) for path, leaf in own.items()}
     for path, values in zip(drawn, draws):
         leaf = jnp.asarray(own[path])
-        rows[path] = leaf.ravel()[(values * leaf.size).astype(int)].at[0].set(leaf)
+        drawn = leaf.ravel()[(values * leaf.size).astype(int)]
+        rows[path] = sharding.like(drawn, leaf).at[0].set(leaf)
     return rows
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend import core
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_choice, is_concrete
 from jaxcl.core.trees import PyTree
 
@@ -90,7 +90,8 @@ def isolate(
         if callable(mask):  # optax calls `init` with an empty placeholder to label its state
             mask = mask(params) if jax.tree.leaves(params) else True
         masks.check_prefix(mask, params)
-        return apart(IsolateState(_arrays(mask), inner.init(params)), params)
+        state = sharding.placed(inner.init(params), params)
+        return apart(IsolateState(_arrays(mask), state), params)
 
     def update_fn(updates, state, params=None, **extra_args):
         # Tied to the gradient, so that XLA forms a mask from its factors inside the update instead
@@ -219,6 +220,8 @@ def _sources(jaxpr, sources):
 
     for eqn in jaxpr.eqns:
         found = [read(atom) for atom in eqn.invars]
+        if eqn.primitive.name == "gt" and len({*map(id, eqn.invars)}) == 1:
+            found = []  # no number is greater than itself: of `sharding.placed`
         if eqn.primitive.name in ("jit", "pjit"):
             found = _sources(eqn.params["jaxpr"].jaxpr, found)
         else:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_choice, check_count
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Measure, Method, used_in
@@ -216,13 +216,17 @@ def hat(
 
 
 def _init(wiring: Wiring, tasks: int, embedding: str, key, params) -> tuple[PyTree, HATState]:
-    """Embeddings are drawn; no unit has got attention yet."""
+    """Embeddings are drawn; no unit has got attention yet. They lie with the units' weights."""
     check_wiring(wiring, params)
+    leaves = masks.leaves_by_path(params)
+    feeds = sorted((np.ndim(leaves[path]), path) for path in wiring.outputs)  # kernels are last
+    units = {wiring.outputs[path]: sharding.units_of(leaves[path]) for _, path in feeds}
     sampler = {"normal": jax.random.normal, "uniform": partial(jax.random.uniform, maxval=2.0)}
     names = sorted(wiring.gates)
     tables = draw(sampler[embedding], key, [(tasks, wiring.gates[name]) for name in names])
-    attention = {name: jnp.zeros(units) for name, units in wiring.gates.items()}
-    return {"params": params, "embeddings": dict(zip(names, tables))}, HATState(attention)
+    embeddings = {name: sharding.like(t, units[name]) for name, t in zip(names, tables)}
+    attention = {name: unit.astype(float) for name, unit in units.items()}
+    return {"params": params, "embeddings": embeddings}, HATState(attention)
 
 
 def _gates(s_max, hard: bool, gradient: str, theta: PyTree, task, progress) -> PyTree:

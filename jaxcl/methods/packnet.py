@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import (
     check_choice,
     check_count,
@@ -131,7 +131,7 @@ def packnet(
                 f"{shorten(sorted(weights))}."
             )
         check_room(group_sizes(weights, stacks), fractions, scope)
-        owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
+        owner = {path: sharding.zeros_like(leaf, jnp.uint8) for path, leaf in weights.items()}
         return params, PackNetState(owner, _shuffled(key, weights) if draws else {})
 
     def view(theta, state, task, progress=None):
@@ -257,7 +257,7 @@ def _shuffled(key: jax.Array, weights: dict[str, jax.Array]) -> dict[str, jax.Ar
     """Each leaf's initial values in another order: fresh draws from them."""
     keys = jax.random.split(key, len(weights))
     return {
-        path: jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape)
+        path: sharding.like(jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape), leaf)
         for k, (path, leaf) in zip(keys, weights.items())
     }
 
