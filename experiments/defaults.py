@@ -2,8 +2,8 @@
 
     python experiments/defaults.py permuted_digits --methods hat,packnet
 
-Trains every setting of a method's grid, as its Spec has it, with some seeds, in one program for each
-number of epochs, and writes results/defaults/<benchmark>.json with all that was tried, and
+Trains every setting of a method's grid, as its Spec has it, with some seeds, in one program for
+each number of epochs, and writes results/defaults/<benchmark>.json with all that was tried, and
 <benchmark>.md with the best of each method. The test sets are not looked at. `jaxcl compare --tune`
 is the same search for one number of epochs.
 """
