@@ -10,8 +10,9 @@ import numpy as np
 from rich.console import Console
 
 from jaxcl import report
-from jaxcl.cli import processes, scenarios
-from jaxcl.cli.folder import check_free, origin_of
+from jaxcl.cli import growing, processes, scenarios
+from jaxcl.cli.folder import check_free, hold, origin_of
+from jaxcl.cli.growing import Growth
 from jaxcl.cli.options import TUNED, Compare
 from jaxcl.cli.running import Place, about, begin, follow, take
 from jaxcl.cli.session import folder_of, load, notes, settings_of
@@ -23,7 +24,7 @@ from jaxcl.report.comparing import chance, method_results
 from jaxcl.report.results import Results
 from jaxcl.report.runs import seeds_of
 from jaxcl.report.text import percent
-from jaxcl.study import recipes
+from jaxcl.study import comparison, recipes
 from jaxcl.study.comparison import MethodRun
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
@@ -38,13 +39,15 @@ class Plan(NamedTuple):
         command: what is asked for.
         place: where it goes.
         overridden: what is otherwise than when it began, and allowed to be.
-        runs: its methods, by name.
+        runs: its methods, by name; where it grows, those of which seeds are missing.
+        growth: what a finished run lacks; None for a run that begins or goes on.
     """
 
     command: Compare
     place: Place
     overridden: list[str]
     runs: dict[str, MethodRun]
+    growth: Growth | None = None
 
 
 def prepare(
@@ -69,15 +72,16 @@ def prepare(
         parts = scenarios.divide(command, folder)
         for path in parts:
             check_free(path)
+            if (path / growing.FOLDER).exists() and processes.is_main():
+                with hold(path):
+                    growing.recover(path)
         benchmark = load(command.run, command.training)
         plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
-    plans = [
-        plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
-        for plan in plans
-    ]
+    plans = [_taken(plan, held) for plan in plans]
     said = [cache, *notes(benchmark, command.training)]
+    said += [plan.growth.words for plan in plans if plan.growth]
     said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
-    return partial(_work, plans, benchmark, folder, said)
+    return partial(_work, plans, benchmark, devices, folder, said)
 
 
 def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
@@ -93,12 +97,44 @@ def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan
         for choice in command.choices
     }
     place = Place(folder, settings, origin_of(benchmark, devices), run, SEARCH if tuned else ())
+    growth = growing.needed(place, [choice.spec.name for choice in command.choices])
+    if growth:
+        growth.apart.claim()
+        runs = {
+            choice.spec.name: begin(
+                growth.apart, choice, benchmark, growth.seeds[choice.spec.name], devices
+            )
+            for choice in command.choices
+            if choice.spec.name in growth.seeds
+        }
+        return Plan(command, growth.apart, growth.overridden, runs, growth)
     overridden = place.claim()
-    runs = {
-        choice.spec.name: begin(place, choice, benchmark, run.numbers, devices)
+    return Plan(command, place, overridden, _begun(command, place, benchmark, devices))
+
+
+def _begun(command: Compare, place: Place, benchmark: Benchmark, devices) -> dict[str, MethodRun]:
+    """All methods before their first tasks."""
+    return {
+        choice.spec.name: begin(place, choice, benchmark, command.run.numbers, devices)
         for choice in command.choices
     }
-    return Plan(command, place, overridden, runs)
+
+
+def _taken(plan: Plan, held: ExitStack) -> Plan:
+    """A comparison in its folder, as far as it is."""
+    if plan.growth and processes.is_main():
+        held.enter_context(hold(plan.growth.place.folder))
+    return plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
+
+
+def _grown(plan: Plan, benchmark: Benchmark, devices) -> Plan:
+    """The whole run, once all that it lacked is trained."""
+    assert plan.growth is not None
+    growing.finish(plan.growth, plan.command)
+    place = plan.growth.place
+    runs = _begun(plan.command, place, benchmark, devices)
+    runs = {name: comparison.restore(run) for name, run in runs.items()}
+    return plan._replace(place=place, runs=runs, growth=None)
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -110,6 +146,7 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
 def _work(
     plans: list[Plan],
     benchmark: Benchmark,
+    devices: Sequence[Device],
     folder: Path,
     said: Sequence[str],
     stop: Callable[[], bool],
@@ -120,6 +157,10 @@ def _work(
     introduce(err, plans[0].place.settings, first.studies[0].layout)
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
+    for i, plan in enumerate(plans):
+        if plan.growth:
+            _trained(plan, benchmark, err, stop, len(plans) > 1)
+            plans[i] = _grown(plan, benchmark, devices)
     found = {
         plan.place.settings["scenario"]: _trained(plan, benchmark, err, stop, len(plans) > 1)
         for plan in plans

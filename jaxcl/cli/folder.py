@@ -24,6 +24,7 @@ except ImportError:  # Windows, where nothing keeps two processes apart
     fcntl = None
 
 LOCK = ".lock"
+OTHER = "choose another --name, or delete that folder"
 
 
 class Origin(NamedTuple):
@@ -67,8 +68,8 @@ def claim(
         return []
     if not os.path.lexists(folder):
         return []
-    content, other = _recorded(folder), "choose another --name, or delete that folder"
-    there, here = content["settings"], json.loads(json.dumps(settings))
+    content, other = recorded(folder), OTHER
+    there, here = content["settings"], plainly(settings)
     if "options" in here.keys() - there.keys() or "data" not in content:
         raise ValueError(
             f"{folder} holds a run of an earlier version of jaxcl, which this one cannot go on "
@@ -88,19 +89,39 @@ def claim(
         raise ValueError(f"{folder} holds the results of this very run; {other}.")
     if not resume:
         raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
+    finished = (folder / "results.json").exists()
+    return check_origin(folder, content, settings, origin, override or finished)
+
+
+def check_origin(
+    folder: Path, content: Mapping[str, Any], settings: Mapping, origin: Origin, override: bool
+) -> list[str]:
+    """Checks that what is done here gives the numbers of the run in a folder.
+
+    Returns:
+        What is otherwise than when the run began and may round otherwise, if `override` allows it.
+
+    Raises:
+        ValueError: if it does not.
+    """
     if content["data"] != origin.data:
         raise ValueError(
             f"{folder} holds a run on other data: the arrays of {settings['benchmark']} have "
-            f"another checksum than when it began; restore the data, or {other}."
+            f"another checksum than when it began; restore the data, or {OTHER}."
         )
     changed = _changed(content, origin)
-    if changed and not override and not (folder / "results.json").exists():
+    if changed and not override:
         raise ValueError(
             f"{folder} holds a run that began otherwise ({listed(changed)}), which may round "
             f"otherwise; go on in the same way, or add --override, which the results will say."
         )
     said = content.get("overridden")
     return [*(said if isinstance(said, list) else []), *changed]
+
+
+def plainly(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them."""
+    return json.loads(json.dumps(settings))
 
 
 def _changed(content: Mapping[str, Any], origin: Origin) -> list[str]:
@@ -131,7 +152,7 @@ def _other(there: dict, here: dict) -> str:
     return f"{before['identifier']} there, {now['identifier']} here"
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
+def recorded(folder: Path) -> dict[str, Any]:
     """What `settings.json` says of the run in a folder."""
     file = folder / "settings.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):

@@ -8,7 +8,7 @@ from jaxcl.cli.options import Tune, flag, names_of
 from jaxcl.methods.spec import Spec
 from jaxcl.report.text import listed
 from jaxcl.study import recipes
-from jaxcl.study.grids import Range, Values
+from jaxcl.study.grids import Values
 from jaxcl.study.recipes import Choice, Options
 
 FIRST = 1_000_000  # of the seeds of searches, so that those of comparisons are others
@@ -64,8 +64,8 @@ def of(
         grid = {**recipes.tuning(choice), **own}
         gridwords.check(choice.spec, grid, words.samples)
         grids[choice.spec.name] = gridwords.several(grid)
-        fixed = {k: v[0] for k, v in grid.items() if not isinstance(v, Range) and len(v) == 1}
-        found.append(recipes.with_settings(choice, fixed))
+        firsts = {name: gridwords.first(values) for name, values in grid.items()}
+        found.append(recipes.with_settings(choice, firsts))
     if not any(grids.values()):
         raise ValueError(
             "--tune has nothing to search: each option has one value; leave some out, or give "
