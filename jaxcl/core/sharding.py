@@ -99,7 +99,7 @@ def like(value: jax.Array, leaf: jax.Array) -> jax.Array:
         leaf: the leaf.
     """
     mark = zeros_like(leaf, bool).reshape((1,) * (value.ndim - jnp.ndim(leaf)) + jnp.shape(leaf))
-    return jnp.where(mark, jnp.zeros((), value.dtype), value)
+    return jnp.where(mark, jnp.ones((), value.dtype), value)  # a choice of two zeros is simplified
 
 
 def units_of(leaf: jax.Array) -> jax.Array:

@@ -195,6 +195,7 @@ def load(
     *,
     methods: Sequence[Spec] = (),
     builder: str | Callable | None = None,
+    shardings: Callable[[PyTree], PyTree] | None = None,
 ) -> Any:
     """Opens a run of the command, or a learner that `save` wrote.
 
@@ -202,6 +203,9 @@ def load(
         path: the folder.
         methods: the Specs of a run's methods that are not jaxcl's own.
         builder: for a learner, what it was saved with: see `save`.
+        shardings: for a learner, where its leaves go, whatever devices it was saved from: from the
+            tree of their shapes to one of shardings, such as
+            `lambda tree: jaxcl.sharding.by_path(tree, mesh, rules)`. By default the first device.
 
     Returns:
         A Run: `load("runs/x")["NAME"].seed(0).predict(images, task=2)`; or a Predictor.
@@ -212,7 +216,9 @@ def load(
     """
     folder = Path(path).expanduser()
     if saved.is_saved(folder):
-        return saved.restore(folder, builder)
+        return saved.restore(folder, builder, shardings)
+    if shardings is not None:
+        raise ValueError(f"{folder} is no learner that save() wrote; shardings are for those.")
     settings = record(folder)["settings"]
     try:
         return _run(folder, settings, {spec.name: spec for spec in methods})
