@@ -20,10 +20,12 @@ from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics
 from jaxcl.report.comparing import chance, method_results
+from jaxcl.report.loggers import logged, packages
 from jaxcl.report.results import Results
 from jaxcl.report.text import percent
 from jaxcl.study import recipes
 from jaxcl.study.comparison import MethodRun
+from jaxcl.study.points import every
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
@@ -63,6 +65,7 @@ def prepare(
     """
     folder = folder_of(command.run, usual=command.run.benchmark)
     with processes.agreement():
+        packages(command.log)
         parts = scenarios.divide(command, folder)
         for path in parts:
             check_free(path)
@@ -85,10 +88,16 @@ def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan
         for choice in command.choices
     }
     settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
+    points = None
+    if command.evaluate_every is not None:
+        points = every(command.evaluate_every)
+        settings["evaluate_every"] = str(points)
     place = Place(folder, settings, origin_of(benchmark, devices), run)
     overridden = place.claim()
     runs = {
-        choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
+        choice.spec.name: begin(
+            place, choice, benchmark, range(run.seeds), devices, evaluate_every=points
+        )
         for choice in command.choices
     }
     return Plan(command, place, overridden, runs)
@@ -132,6 +141,9 @@ def _work(
             out.print(report.scenarios_table(found))
         for name, results in found.items():
             out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
+            within = report.within_table(results)
+            if within is not None:
+                out.print(within)
         if len(found) == 1:
             out.print(next(iter(found.values())).sentence())
         conclude(out, folder, paths)
@@ -155,11 +167,13 @@ def _trained(
             least_free = command.warn_free if run.choice.spec.divides else 0
             record = run.record
             moved = partial(show, progress, rows[name])
-            for event, known in follow(run, command.run, stop, moved):
-                record = known
-                if event.task + 1 < run.tasks and "capacity" in event.measures:
-                    free = 1 - event.measures["capacity"]
-                    _warn(err, name, least_free, event.task + 1, free)
+            log = command.log if processes.is_main() else ()
+            with logged(log, run, plan.place.folder, settings) as watch:
+                for event, known in follow(run, command.run, stop, moved, watch=watch):
+                    record = known
+                    if event.task + 1 < run.tasks and "capacity" in event.measures:
+                        free = 1 - event.measures["capacity"]
+                        _warn(err, name, least_free, event.task + 1, free)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:

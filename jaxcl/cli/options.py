@@ -9,6 +9,7 @@ from jaxcl.methods.spec import Spec, option
 from jaxcl.study.recipes import Choice, Options
 
 ONCE = ("resume", "override")  # options that do not belong to a command to be repeated
+OF_COMPARE = ("methods", "warn_free", "evaluate_every", "log")  # beside Run's and the methods'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,9 @@ class Compare:
         methods: names, or "all"; MODULE:SPEC names one of your own.
         warn_free: say so if a task begins with less than this share of the weights free, for
             methods that divide one network among the tasks.
+        evaluate_every: evaluate all tasks so far also while one is trained, each so many epochs,
+            such as 1epochs, or steps, such as 100steps.
+        log: where to log numbers while methods train: tensorboard, wandb, or both.
         run: data, devices and files.
         training: how every method trains.
         choices: the methods with all of their options.
@@ -97,6 +101,8 @@ class Compare:
     training: Options
     choices: tuple[Choice, ...]
     scenarios: tuple[str, ...] = ("task",)
+    evaluate_every: str | None = None
+    log: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +156,7 @@ def command_line(command: Compare | Sweep) -> str:
     given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
     if isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
+        given |= {"evaluate_every": command.evaluate_every, "log": command.log}
         given |= {**vars(command.training), "scenario": command.scenarios}
         for choice in command.choices:
             name, shared = choice.spec.name, vars(command.training)

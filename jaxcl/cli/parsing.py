@@ -3,19 +3,21 @@
 import dataclasses
 import importlib
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from jaxcl.cli import config
 from jaxcl.cli import words as of_words
-from jaxcl.cli.options import Compare, Run, Sweep, check_name, flag, names_of
+from jaxcl.cli.options import OF_COMPARE, Compare, Run, Sweep, check_name, flag, names_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_choice, nearest
 from jaxcl.methods import REGISTRY, check_distinct, find
 from jaxcl.methods.spec import Spec, check_options, check_spec, option
+from jaxcl.report.loggers import LOGGERS
 from jaxcl.report.text import listed
 from jaxcl.study import recipes
 from jaxcl.study.pace import interval
+from jaxcl.study.points import every
 from jaxcl.study.recipes import Choice, Options
 
 T = TypeVar("T")
@@ -62,7 +64,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         )
     if args[:1] not in ([name] for name in TRAINING):
         _help(args)
-    args = config.expand(args, [*names_of(Run), "methods", "warn_free", "method"])
+    args = config.expand(args, [*names_of(Run), *OF_COMPARE, "method"])
     run = Run(benchmark=of_words.value_of(args, "--benchmark") or Run.benchmark)
     shared = recipes.defaults(run.plain)
     if args[:1] == ["sweep"]:
@@ -103,6 +105,8 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     fields: list[tuple] = [
         ("methods", tuple[str, ...], names),
         ("warn_free", float, option(0.05, least=0, most=1)),
+        ("evaluate_every", str | None, None),
+        ("log", tuple[str, ...], ()),
         *of_words.common(run),
         ("training", of_words.grouped(Options), shared),
     ]
@@ -128,9 +132,24 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     _check_shared(of_words.run_of(words), words.training)
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
+    _check_words_of("--evaluate-every", words.evaluate_every, every)
+    for name in words.log:
+        check_choice("--log", name, tuple(LOGGERS))
+        if words.log.count(name) > 1:
+            raise ValueError(f"--log names {name} twice.")
     return Compare(
-        names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios
-    )
+        names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios,
+        words.evaluate_every, words.log,
+    )  # fmt: skip
+
+
+def _check_words_of(option: str, given: str | None, read: Callable[[str], Any]) -> None:
+    """Raises ValueError, naming the option, for words that `read` refuses."""
+    try:
+        if given is not None:
+            read(given)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from None
 
 
 SCENARIOS = ("task", "domain", "class")
@@ -252,10 +271,7 @@ def _check_shared(run: Run, training: Options) -> None:
         raise ValueError("--hidden needs at least one width.")
     if max(training.hidden) > 1_000_000:
         raise ValueError(f"--hidden must be at most 1000000, got {max(training.hidden)}.")
-    try:
-        interval(run.save_every)
-    except ValueError as error:
-        raise ValueError(f"--save-every {error}") from None
+    _check_words_of("--save-every", run.save_every, interval)
     check_name(run.name)
 
 
