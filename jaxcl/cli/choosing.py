@@ -1,7 +1,8 @@
 """The methods that words name, and checks of what can be seen to be wrong without data."""
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from jaxcl.cli.options import Run, check_name, check_seeds, flag, names_of
 from jaxcl.methods import REGISTRY, find
@@ -53,6 +54,15 @@ def check_own_names(specs: Sequence[Spec]) -> None:
                 )
 
 
+def check_words_of(option: str, given: str | None, read: Callable[[str], Any]) -> None:
+    """Raises ValueError, naming the option, for words that `read` refuses."""
+    try:
+        if given is not None:
+            read(given)
+    except ValueError as error:
+        raise ValueError(f"{option} {error}") from None
+
+
 def check_shared(run: Run, training: Options) -> None:
     """Raises ValueError for what can be seen to be wrong without data and devices."""
     check_options(Run, {k: v for k, v in vars(run).items() if k not in ("seeds", "seed")}, flag)
@@ -62,8 +72,5 @@ def check_shared(run: Run, training: Options) -> None:
         raise ValueError("--hidden needs at least one width.")
     if max(training.hidden) > 1_000_000:
         raise ValueError(f"--hidden must be at most 1000000, got {max(training.hidden)}.")
-    try:
-        interval(run.save_every)
-    except ValueError as error:
-        raise ValueError(f"--save-every {error}") from None
+    check_words_of("--save-every", run.save_every, interval)
     check_name(run.name)

@@ -21,11 +21,13 @@ from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.report import metrics, presets
 from jaxcl.report.comparing import chance, method_results
+from jaxcl.report.loggers import logged, packages
 from jaxcl.report.results import Results
 from jaxcl.report.runs import seeds_of
 from jaxcl.report.text import percent
 from jaxcl.study import comparison, recipes
 from jaxcl.study.comparison import MethodRun
+from jaxcl.study.points import Every, every
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
@@ -69,6 +71,7 @@ def prepare(
     """
     folder = folder_of(command.run, usual=command.run.benchmark)
     with processes.agreement():
+        packages(command.log)
         parts = scenarios.divide(command, folder)
         for path in parts:
             check_free(path)
@@ -96,13 +99,20 @@ def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan
         choice.spec.name: "tuned" if tuned else presets.origin(choice, run.plain)
         for choice in command.choices
     }
+    points = _points(command)
+    settings |= {"evaluate_every": str(points)} if points else {}
     place = Place(folder, settings, origin_of(benchmark, devices), run, SEARCH if tuned else ())
     growth = growing.needed(place, [choice.spec.name for choice in command.choices])
     if growth:
         growth.apart.claim()
         runs = {
             choice.spec.name: begin(
-                growth.apart, choice, benchmark, growth.seeds[choice.spec.name], devices
+                growth.apart,
+                choice,
+                benchmark,
+                growth.seeds[choice.spec.name],
+                devices,
+                evaluate_every=points,
             )
             for choice in command.choices
             if choice.spec.name in growth.seeds
@@ -112,10 +122,22 @@ def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan
     return Plan(command, place, overridden, _begun(command, place, benchmark, devices))
 
 
+def _points(command: Compare) -> Every | None:
+    """Where within its tasks a method is evaluated."""
+    return None if command.evaluate_every is None else every(command.evaluate_every)
+
+
 def _begun(command: Compare, place: Place, benchmark: Benchmark, devices) -> dict[str, MethodRun]:
     """All methods before their first tasks."""
     return {
-        choice.spec.name: begin(place, choice, benchmark, command.run.numbers, devices)
+        choice.spec.name: begin(
+            place,
+            choice,
+            benchmark,
+            command.run.numbers,
+            devices,
+            evaluate_every=_points(command),
+        )
         for choice in command.choices
     }
 
@@ -180,6 +202,9 @@ def _work(
             out.print(report.scenarios_table(found))
         for name, results in found.items():
             out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
+            within = report.within_table(results)
+            if within is not None:
+                out.print(within)
         if len(found) == 1:
             out.print(next(iter(found.values())).sentence())
         conclude(out, folder, paths)
@@ -203,11 +228,13 @@ def _trained(
             least_free = command.warn_free if run.choice.spec.divides else 0
             record = run.record
             moved = partial(show, progress, rows[name])
-            for event, known in follow(run, command.run, stop, moved):
-                record = known
-                if event.task + 1 < run.tasks and "capacity" in event.measures:
-                    free = 1 - event.measures["capacity"]
-                    _warn(err, name, least_free, event.task + 1, free)
+            log = command.log if processes.is_main() else ()
+            with logged(log, run, plan.place.folder, settings) as watch:
+                for event, known in follow(run, command.run, stop, moved, watch=watch):
+                    record = known
+                    if event.task + 1 < run.tasks and "capacity" in event.measures:
+                        free = 1 - event.measures["capacity"]
+                        _warn(err, name, least_free, event.task + 1, free)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:

@@ -13,6 +13,9 @@ from jaxcl.study.recipes import Choice, Options
 MOST_SEEDS, MOST_SEED = 1_000_000, 0xFFFFFFFF
 PRESETS, TUNED = ("best", "none"), "tuned"
 ONCE = ("resume", "override")  # options that do not belong to a command to be repeated
+# Options of `compare` beside those of Run and of the methods.
+OF_COMPARE = ("methods", "warn_free", "preset", "tune", "samples", "tune_seeds", "dry_run")
+OF_COMPARE += ("topology", "evaluate_every", "log")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +116,9 @@ class Compare:
         methods: names, or "all"; MODULE:SPEC names one of your own.
         warn_free: say so if a task begins with less than this share of the weights free, for
             methods that divide one network among the tasks.
+        evaluate_every: evaluate all tasks so far also while one is trained, each so many epochs,
+            such as 1epochs, or steps, such as 100steps.
+        log: where to log numbers while methods train: tensorboard, wandb, or both.
         run: data, devices and files.
         training: how every method trains.
         choices: the methods with all of their options.
@@ -138,6 +144,8 @@ class Compare:
     tune: Tune | None = None
     dry_run: bool = False
     topology: str | None = None
+    evaluate_every: str | None = None
+    log: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,6 +239,7 @@ def given_by(command: Compare | Sweep) -> dict[str, Any]:
     given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
     if isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
+        given |= {"evaluate_every": command.evaluate_every, "log": command.log}
         given |= {**vars(command.training), "scenario": command.scenarios}
         for choice in command.choices:
             name, shared = choice.spec.name, vars(command.training)

@@ -10,29 +10,22 @@ from jaxcl.cli import words as of_words
 from jaxcl.cli.choosing import (
     check_own_names,
     check_shared,
+    check_words_of,
     find_method,
     method_names,
 )
-from jaxcl.cli.options import PRESETS, Compare, Run, Sweep, flag, names_of
+from jaxcl.cli.options import OF_COMPARE, PRESETS, Compare, Run, Sweep, flag, names_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_choice, nearest
 from jaxcl.methods import check_distinct
 from jaxcl.methods.spec import Spec, check_options, option
+from jaxcl.report.loggers import LOGGERS
 from jaxcl.report.text import listed
 from jaxcl.study import recipes
+from jaxcl.study.points import every
 from jaxcl.study.recipes import Choice, Options
 
 T = TypeVar("T")
-
-OWN = (
-    "methods",
-    "warn_free",
-    "method",
-    "samples",
-    "tune",
-    "tune_seeds",
-    "preset",
-)  # options of the commands themselves
 
 HELP = """Parameter-isolation continual learning in JAX.
 
@@ -73,7 +66,7 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         )
     if args[:1] not in ([name] for name in TRAINING):
         _help(args)
-    args = config.expand(args, [*names_of(Run), *OWN])
+    args = config.expand(args, [*names_of(Run), *OF_COMPARE, "method"])
     run = Run(benchmark=of_words.value_of(args, "--benchmark") or Run.benchmark)
     shared = recipes.defaults(run.plain)
     if args[:1] == ["sweep"]:
@@ -119,6 +112,8 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
         *tuning.FIELDS,
         ("dry_run", bool, False),
         ("topology", str | None, None),
+        ("evaluate_every", str | None, None),
+        ("log", tuple[str, ...], ()),
         *of_words.common(run),
         ("training", of_words.grouped(Options), shared),
     ]
@@ -146,10 +141,19 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
     choices, tune = tuning.of(words, choices, grids, scenarios)
+    check_words_of("--evaluate-every", words.evaluate_every, every)
+    _check_log(words.log)
     return Compare(
         names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios,
-        words.preset, tune, words.dry_run, words.topology,
+        words.preset, tune, words.dry_run, words.topology, words.evaluate_every, words.log,
     )  # fmt: skip
+
+
+def _check_log(names: Sequence[str]) -> None:
+    for name in names:
+        check_choice("--log", name, tuple(LOGGERS))
+        if names.count(name) > 1:
+            raise ValueError(f"--log names {name} twice.")
 
 
 def _check_dry(words: Any, run: Run) -> None:

@@ -12,8 +12,9 @@ from jaxcl.cli.session import check_size, layout_options, sizes_that_exist
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.study import comparison
 from jaxcl.study.comparison import MethodRun, Record
-from jaxcl.study.events import EpochEnd, TaskEnd
+from jaxcl.study.events import EpochEnd, Event, TaskEnd
 from jaxcl.study.pace import interval
+from jaxcl.study.points import Every
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
@@ -47,6 +48,7 @@ def begin(
     seeds: Sequence[int],
     devices: Sequence[Device],
     settings: Mapping[str, Any] | None = None,
+    evaluate_every: Every | None = None,
 ) -> MethodRun:
     """One method before its first task; `settings` are one value for each replica."""
     with sizes_that_exist():
@@ -54,7 +56,7 @@ def begin(
             choice, benchmark, seeds,
             folder=place.folder / "checkpoints" / choice.spec.name,
             about={"settings": digest(place.settings), "data": place.origin.data},
-            settings=settings, **layout_options(place.run, devices),
+            settings=settings, evaluate_every=evaluate_every, **layout_options(place.run, devices),
         )  # fmt: skip
     check_size(one.studies, one.learner, choice)
     return one
@@ -116,6 +118,7 @@ def follow(
     stop: Callable[[], bool],
     progress: Callable,
     evaluate_on: Literal["val", "test"] = "test",
+    watch: Callable[[Event], None] = lambda event: None,
 ) -> Iterator[tuple[TaskEnd, Record]]:
     """Trains one method to its end, shows how far it is, and yields after every task."""
     tasks = run.tasks
@@ -124,6 +127,7 @@ def follow(
     for event, record in comparison.advance(
         run, evaluate_on=evaluate_on, save_every=every, stop=stop
     ):
+        watch(event)
         if isinstance(event, EpochEnd):
             progress(tasks=tasks, task=event.task, epoch=event.epoch, epochs=event.epochs)
         elif isinstance(event, TaskEnd):

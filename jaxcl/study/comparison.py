@@ -11,6 +11,7 @@ from jaxcl.study import events
 from jaxcl.study.archive import Saver, make_room, name_of, restore
 from jaxcl.study.events import Cursor, Event
 from jaxcl.study.pace import USUAL, Interval, Pace
+from jaxcl.study.points import Evaluated
 from jaxcl.study.record import MethodRun, Record, begin, followed, shapes
 
 __all__ = ["MethodRun", "Record", "Stopped", "advance", "begin", "make_room", "restore", "shapes"]
@@ -54,6 +55,7 @@ def advance(
     course = events.run(
         run.studies, run.record.learners, cursor,
         evaluate_on=evaluate_on, steps_at_once=pace.steps if saver else None,
+        evaluate_every=run.evaluate_every,
     )  # fmt: skip
     try:
         for event in course:
@@ -63,7 +65,7 @@ def advance(
                     max(compilations, events.compilations(run.studies)), np.int32
                 ),
             )
-            if saver:
+            if saver and not isinstance(event, Evaluated):
                 vote = pace.after(event)
                 saver.wait(0)
                 if vote.save:
