@@ -123,7 +123,7 @@ def needs(
     """
     options = layout_options(command.run, devices)
     with sizes_that_exist():
-        run = comparison.begin(choice, benchmark, range(command.run.seeds), **options)
+        run = comparison.begin(choice, benchmark, command.run.numbers, **options)
     last = run.studies[-1]
     layout, learners = last.layout, lowering.learners(last)
     began, problem, training = time.perf_counter(), "", None
@@ -165,7 +165,7 @@ def _said(command: Compare, tasks: int, found: dict[str, Needs]) -> str:
     scenario = f", scenario {command.scenarios[0]}" if command.scenarios != ("task",) else ""
     return (
         f"{command.run.benchmark}{scenario}: {counted(tasks, 'task')}, "
-        f"{counted(command.run.seeds, 'seed')}, on {counted(layout.mesh.size, f'{kind} device')} "
+        f"{counted(len(command.run.numbers), 'seed')}, on {counted(layout.mesh.size, f'{kind} device')} "
         f"of {size(limit_bytes(layout))}; nothing is trained\n\n"
         f"{text.markdown(HEADER, [[name, *_cells(need)] for name, need in found.items()])}\n\n"
         "Seeds and bytes are those of a device, a checkpoint's those of all of them."
