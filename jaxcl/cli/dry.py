@@ -163,9 +163,10 @@ def _said(command: Compare, tasks: int, found: dict[str, Needs]) -> str:
     device = layout.mesh.devices.flat[0]
     kind = device.device_kind.upper() if device.platform == "cpu" else device.device_kind
     scenario = f", scenario {command.scenarios[0]}" if command.scenarios != ("task",) else ""
+    seeds = counted(len(command.run.numbers), "seed")
     return (
-        f"{command.run.benchmark}{scenario}: {counted(tasks, 'task')}, "
-        f"{counted(len(command.run.numbers), 'seed')}, on {counted(layout.mesh.size, f'{kind} device')} "
+        f"{command.run.benchmark}{scenario}: {counted(tasks, 'task')}, {seeds}, "
+        f"on {counted(layout.mesh.size, f'{kind} device')} "
         f"of {size(limit_bytes(layout))}; nothing is trained\n\n"
         f"{text.markdown(HEADER, [[name, *_cells(need)] for name, need in found.items()])}\n\n"
         "Seeds and bytes are those of a device, a checkpoint's those of all of them."
