@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
