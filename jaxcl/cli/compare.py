@@ -13,7 +13,7 @@ from jaxcl import report
 from jaxcl.cli import processes, scenarios
 from jaxcl.cli.folder import check_free, origin_of
 from jaxcl.cli.options import Compare
-from jaxcl.cli.running import Place, about, begin, follow, take
+from jaxcl.cli.running import Place, about, begin, follow, full, take
 from jaxcl.cli.session import folder_of, load, notes, settings_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
@@ -67,24 +67,28 @@ def prepare(
         for path in parts:
             check_free(path)
         benchmark = load(command.run, command.training)
-        plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
+        plans = [plan(one, benchmark, devices, path) for path, one in parts.items()]
     plans = [
         plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
         for plan in plans
     ]
     said = [cache, *notes(benchmark, command.training)]
     said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
-    return partial(_work, plans, benchmark, folder, said)
+    return partial(work, plans, benchmark, folder, said)
 
 
-def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
-    """A comparison before it begins."""
+def plan(
+    command: Compare, benchmark: Benchmark, devices: Sequence[Device], folder: Path, **more: Any
+) -> Plan:
+    """A comparison before it begins; `more` are further settings that decide on its results."""
     run, options = command.run, command.training
     own = {
         choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
         for choice in command.choices
     }
-    settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
+    settings = settings_of(
+        run, benchmark, options, methods=list(command.methods), options=own, **more
+    )
     place = Place(folder, settings, origin_of(benchmark, devices), run)
     overridden = place.claim()
     runs = {
@@ -100,7 +104,7 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
     return {name: v for name, v in vars(choice.shared).items() if v != usual[name]}
 
 
-def _work(
+def work(
     plans: list[Plan],
     benchmark: Benchmark,
     folder: Path,
@@ -146,6 +150,7 @@ def _trained(
     command, settings, methods = plan.command, plan.place.settings, {}
     scenario = settings["scenario"]
     where = f" ({scenario})" if several else ""
+    tell = partial(err.print, soft_wrap=True, highlight=False)
     with bars(err) as progress:
         rows = {
             name: progress.add_task(name + where, start=False, total=1, status="")
@@ -155,11 +160,14 @@ def _trained(
             least_free = command.warn_free if run.choice.spec.divides else 0
             record = run.record
             moved = partial(show, progress, rows[name])
-            for event, known in follow(run, command.run, stop, moved):
+            for event, known in follow(run, command.run, stop, moved, tell):
                 record = known
-                if event.task + 1 < run.tasks and "capacity" in event.measures:
+                lines = full(run, event.measures, event.task + 1)
+                if not lines and event.task + 1 < run.tasks and "capacity" in event.measures:
                     free = 1 - event.measures["capacity"]
-                    _warn(err, name, least_free, event.task + 1, free)
+                    lines = _little(name, least_free, event.task + 1, free)
+                for line in lines:
+                    tell(line)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
@@ -177,13 +185,13 @@ def _has_result(results: Results) -> bool:
     return any(row.diverged < len(results.seeds) for row in report.summary(results))
 
 
-def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:
-    """Says so if a task begins with little of the network."""
+def _little(method: str, least: float, task: int, free: np.ndarray) -> list[str]:
+    """What to say if a task begins with little of the network."""
     share = round(float(free.min()), 3)
-    if share < least:
-        seeds = f", in the fullest of {free.size} seeds" if free.size > 1 else ""
-        err.print(
-            f"warning: {method}, task {task + 1} begins with {percent(share)}% of the weights "
-            f"free{seeds}",
-            soft_wrap=True,
-        )
+    if share >= least:
+        return []
+    seeds = f", in the fullest of {free.size} seeds" if free.size > 1 else ""
+    return [
+        f"warning: {method}, task {task + 1} begins with {percent(share)}% of the weights "
+        f"free{seeds}"
+    ]

@@ -97,13 +97,12 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import compare, processes, sweep
-    from jaxcl.cli.options import Compare
+    from jaxcl.cli import processes
     from jaxcl.study.comparison import Stopped
 
-    prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
+    does = importlib.import_module(f"jaxcl.cli.{type(command).__name__.lower()}")
     try:
-        job = prepare(command, use_devices(command.run), cache, held)
+        job = does.prepare(command, use_devices(command.run), cache, held)
     except REFUSED as error:
         _fail(error)
     except KeyboardInterrupt as error:

@@ -8,7 +8,12 @@ from typing import Any
 from jaxcl.methods.spec import Spec, option
 from jaxcl.study.recipes import Choice, Options
 
-ONCE = ("resume", "override")  # options that do not belong to a command to be repeated
+ONCE = (
+    "resume",
+    "override",
+    "debug_nans",
+)  # options that do not belong to a command to be repeated
+EXTENDS = ("tasks", "benchmark", "methods", "warn_free")  # of `Extend`, beside its run's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Run:
         resume: go on with the run in the same folder, from where it was saved last.
         save_every: how often to save within a task, beside after each: a time, such as 30s, 5m or
             1h, or a number of epochs, such as 10epochs.
+        debug_nans: stop at the first NaN of any seed, and name the operation and its line; all
+            learners are held twice meanwhile.
         override: go on although jaxcl, JAX or the kind of device is another one than before, which
             may round otherwise; the results say so.
     """
@@ -69,6 +76,7 @@ class Run:
     timeout: int = option(60, least=1)
     resume: bool = False
     save_every: str = "5m"
+    debug_nans: bool = False
     override: bool = False
 
     @property
@@ -125,6 +133,32 @@ class Sweep:
         return {name: values for name, values in self.values.items() if len(values) > 1}
 
 
+@dataclasses.dataclass(frozen=True)
+class Extend:
+    """Train a finished run's networks on further tasks, and keep its results so far.
+
+    The extended run is one like any other, in a folder of its own: it can be stopped and resumed,
+    opened, reported, and extended again. The finished run stays as it is.
+
+    Attributes:
+        folder: of the finished run, such as runs/permuted_digits.
+        tasks: number of all tasks, where the run's own benchmark can have more of them.
+        benchmark: tasks that follow the run's; of inputs of the same shape and type.
+        methods: which of its methods; none takes all. MODULE:SPEC names one of your own.
+        warn_free: as for compare.
+        own: the Specs of those of your own, by the words that name them.
+        run: where it goes, devices and files.
+    """
+
+    folder: Path
+    tasks: int | None
+    benchmark: str | None
+    methods: tuple[str, ...]
+    warn_free: float
+    own: Mapping[str, Spec]
+    run: Run
+
+
 def check_name(name: str | None) -> None:
     """Raises ValueError for what can be no folder's name."""
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
@@ -142,13 +176,17 @@ def flag(field: str, spec: Spec | None = None, aliased: Sequence[str] = ()) -> s
     return f"--{prefix}{field.replace('_', '-')}"
 
 
-def command_line(command: Compare | Sweep) -> str:
+def command_line(command: Compare | Sweep | Extend) -> str:
     """The command with every option spelled out."""
     import shlex
 
     words = ["jaxcl", type(command).__name__.lower()]
     given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
-    if isinstance(command, Compare):
+    if isinstance(command, Extend):
+        words.append(str(command.folder))
+        given |= {name: getattr(command, name) for name in EXTENDS}
+        del given["seeds"]
+    elif isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
         given |= {**vars(command.training), "scenario": command.scenarios}
         for choice in command.choices:

@@ -120,9 +120,10 @@ def _work(
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
     record = one.record
+    tell = partial(err.print, soft_wrap=True, highlight=False)
     with bars(err) as progress:
         row = progress.add_task(f"{len(combinations)} x {settings['method']}", total=1, status="")
-        for _, known in follow(one, options, stop, partial(show, progress, row), "val"):
+        for _, known in follow(one, options, stop, partial(show, progress, row), tell, "val"):
             record = known
     outcome = _outcome(one.studies[-1], record, swept, combinations)
     if not processes.is_main():

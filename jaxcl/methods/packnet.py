@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -25,7 +25,7 @@ from jaxcl.core.guard import guarded
 from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Measure, Method, Phase, used_in
 from jaxcl.core.trees import PyTree
-from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
+from jaxcl.methods.spec import Built, Limit, Problem, Spec, all_used, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
 
@@ -49,10 +49,13 @@ class PackNetOptions:
         prune: share of its weights that a task gives up; None makes all shares equal.
         retrain_scale: step size of the retraining that follows pruning, as a share of the step size
             before it; the original has a tenth.
+        room: further tasks to leave weights for, which "jaxcl extend" can train later; with 0 the
+            last task keeps all that is left.
     """
 
     prune: float | None = option(None, least=0, most=1, sweep=True)
     retrain_scale: float = option(1.0, above=0, sweep=True)
+    room: int = option(0, least=0, most=MOST_TASKS)
 
 
 class PackNetState(NamedTuple):
@@ -79,6 +82,7 @@ def packnet(
     heads: str = HEAD,
     retrain_scale: ArrayLike = PackNetOptions.retrain_scale,
     stacked: str | Callable[[str, jax.Array], Sequence[int]] | None = None,
+    room: int = PackNetOptions.room,
 ) -> Method:
     """PackNet: each task keeps its largest weights, and later tasks train what is left.
 
@@ -106,6 +110,7 @@ def packnet(
         stacked: which leaves hold many layers, such as those of a scan [layers, in, out]: the axes
             `(path, leaf)` are stacked along, such as (0,), or (); or a regular expression of the
             paths of those with one such axis, their first. Each layer is then ranked on its own.
+        room: prune as if so many more tasks followed the last one.
 
     Returns:
         A method whose `theta` is the parameters. `masks.summary(params, state.owner)` tells which
@@ -126,12 +131,14 @@ def packnet(
     check_choice("packnet: ties", ties, masks.TIES)
     check_choice("packnet: scope", scope, masks.SCOPES)
     check_pattern("packnet: heads", heads)
-    check_options(PackNetOptions, {"retrain_scale": retrain_scale}, "packnet: {}".format)
+    given = {"retrain_scale": retrain_scale, "room": room}
+    check_options(PackNetOptions, given, "packnet: {}".format)
+    check_count("packnet: tasks and room", tasks + room, MOST_TASKS)
     if isinstance(stacked, str):
         check_pattern("packnet: stacked", stacked)
     if stacked is not None and scope == "global":
         raise ValueError("packnet: scope='global' ranks all layers together, stacked or not.")
-    fractions, draws = prune_fractions(tasks, prune), reinit_free == "random"
+    fractions, draws = prune_fractions(tasks + room, prune), reinit_free == "random"
     stack_of = partial(_stack, stacked)
     is_prunable = prunable or partial(_is_weight, heads, stack_of)
 
@@ -381,7 +388,9 @@ def _check_room(sizes, fractions, scope):
 
 def _build(problem: Problem, options: PackNetOptions) -> Built:
     prune = "equal" if options.prune is None else options.prune
-    isolated = packnet(problem.tasks, prune, retrain_scale=options.retrain_scale)
+    isolated = packnet(
+        problem.tasks, prune, retrain_scale=options.retrain_scale, room=options.room
+    )  # fmt: skip
     return Built(problem.with_heads(isolated), problem.network(), problem.norm)
 
 
@@ -389,6 +398,11 @@ def _about(learner) -> str:
     """How much of the network is divided among the tasks."""
     owner = learner.state.owner
     return f"{masks.summary(learner.theta, owner).splitlines()[-1]} ({shorten(sorted(owner))})"
+
+
+def _extended(options: PackNetOptions, more: int) -> PackNetOptions:
+    """With more tasks, so much less room."""
+    return replace(options, room=max(0, options.room - more))
 
 
 SPEC = Spec(
@@ -399,6 +413,12 @@ SPEC = Spec(
     color="#00876a",
     divides=True,
     about=_about,
+    limit=Limit(
+        all_used,
+        "no weight is free for it, so that it trains its head alone",
+        "a larger network, a larger --prune, or --room where a run is extended, leaves more",
+    ),
+    extended=_extended,
     example="--prune 0.25,0.5,0.75",
     reference="Mallya and Lazebnik, PackNet (2018)",
     by_default=True,

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcl.study import replicas
+from jaxcl.study.debugging import Part, first_nan
 from jaxcl.study.feed import count_of, examples_by_task, features_fit, stack, windows
 from jaxcl.study.memory import advice
 from jaxcl.study.programs import Study
@@ -127,6 +128,7 @@ def run(
     *,
     evaluate_on: Literal["val", "test"] = "test",
     steps_at_once: int | Callable[[], int | None] | None = None,
+    debug_nans: bool = False,
 ) -> Iterator[Event]:
     """Trains every replica on every task in turn.
 
@@ -140,12 +142,16 @@ def run(
         evaluate_on: the examples on which every task is evaluated.
         steps_at_once: the most steps between two events, or a function that is asked for it before
             each part; None for whole epochs. It changes neither the programs nor the results.
+        debug_nans: stop where a replica has its first NaN, and look for the operation. It holds all
+            learners twice.
 
     Yields:
         `EpochEnd` after every epoch, `StepsEnd` after every further part of one, and `TaskEnd`
-        after every task; the accuracy on tasks that a study has no room for is nan.
+        after every task; the accuracy on tasks that a study has no room for is nan. Once no replica
+        is finite, no further epoch is trained.
 
     Raises:
+        FloatingPointError: with `debug_nans`; it names the replica, the step and the operation.
         MemoryError: if a device runs out of memory; it says which chunk would fit.
     """
     studies = [study] if isinstance(study, Study) else study
@@ -158,7 +164,7 @@ def run(
         if learners is not None and i and start == Cursor(tasks[i - 1]):
             fixed = (replicas.place(one.settings, one.layout),)
             learners = one.programs["grow"](learners, fixed)
-        events = _run(one, learners, start, evaluate_on, at_once)
+        events = _run(one, learners, start, evaluate_on, at_once, debug_nans)
         while event := _next(events, one):
             if isinstance(event, TaskEnd):
                 learners = event.learners
@@ -183,6 +189,7 @@ class _Run(NamedTuple):
     setup: Setup
     settings: Any
     steps_at_once: Callable[[], int | None]
+    debug_nans: bool
 
 
 class _Feed(NamedTuple):
@@ -199,6 +206,7 @@ def _run(
     start: Cursor,
     evaluate_on: str,
     at_once: Callable[[], int | None],
+    debug_nans: bool,
 ) -> Iterator[Event]:
     """`run` of one study."""
     benchmark, layout, programs = study.benchmark, study.layout, study.programs
@@ -209,7 +217,7 @@ def _run(
     examples = examples_by_task(setup, benchmark)
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, layout), (settings,))
-    this = _Run(study, setup, settings, at_once)
+    this = _Run(study, setup, settings, at_once, debug_nans)
     for task in range(start.task, len(benchmark.tasks)):
         data, validation = replicas.replicate(examples(task), layout)
         cursor = start if task == start.task else Cursor(task)
@@ -260,8 +268,9 @@ def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[
     steps = _steps(study, this.setup, task)
     lengths = _lengths(study, task, steps)
     before, planned = sum(lengths[:index]), lengths[index]
-    stopped, validation = replicas.fetch(learners.stopping.stopped, study.layout), None
-    while cursor.epoch < planned:
+    now = (learners.stopping.stopped, learners.position.finite)
+    (stopped, finite), validation = replicas.fetch(now, study.layout), None
+    while cursor.epoch < planned and finite.any():
         epoch = before + cursor.epoch
         training = _train_epoch(this, learners, cursor, feed, epoch)
         learners, (metrics, finite) = yield from training
@@ -292,6 +301,7 @@ def _train_epoch(
     last = min(per_epoch, left - before)
     done = jnp.float32([before / left, (before + last) / left])
     numbers, data, several = (jnp.int32(cursor.task), jnp.int32(epoch)), feed.data, None
+    part = None
     if setup.order == "one":
         several = windows(study, setup, cursor.task, epoch, cursor.step, last)
     while True:
@@ -299,16 +309,36 @@ def _train_epoch(
         if several is not None:
             data, end = next(several)
             data = replicas.replicate(data, study.layout)
+        if this.debug_nans:
+            kept = jax.tree.map(jnp.copy, learners)
+            part = Part(kept, data, cursor.task, index, epoch, cursor.step, end, done)
         state = learners.state
         learners, results = study.programs[f"epoch_{index}"](
             learners._replace(state=()), (this.settings, state, feed.features),
             data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
         )  # fmt: skip
         learners, cursor = learners._replace(state=state), cursor._replace(step=end)
+        if part is not None:
+            _debug(study, part, learners)
         if end == last:
             return learners, results
         name = study.phases[index].name
         yield StepsEnd(cursor.task, name, epoch, end, per_epoch, learners, cursor)
+
+
+def _debug(study: Study, part: Part, learners: Learner) -> None:
+    """Raises FloatingPointError if a replica that was finite before a part of an epoch is not."""
+    was, now = replicas.fetch(
+        (part.learners.position.finite, learners.position.finite), study.layout
+    )  # fmt: skip
+    new = np.flatnonzero(was & ~now)
+    if new.size:
+        step, operation = first_nan(study, part, int(new[0]))
+        values = [f", {name} = {value[new[0]]:g}" for name, value in study.settings.items()]
+        raise FloatingPointError(
+            f"seed {study.seeds[new[0]]}{''.join(values)}, task {part.task + 1}, epoch "
+            f"{part.epoch + 1}, step {step}: the first NaN comes from {operation}."
+        )
 
 
 def _steps(study: Study, setup: Setup, task: int) -> int:
