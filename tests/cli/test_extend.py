@@ -157,7 +157,10 @@ def test_other_inputs_and_wider_tasks_are_refused(out, tmp_path, capsys):
         capsys, *words, "split_digits,classes=2-4"
     )
     assert "its inputs have shape (784,)" in refused(capsys, *words, "split_mnist5k")
-    assert "are not those that" in refused(capsys, some, "--tasks", "2")
+    file = some / "settings.json"
+    content = json.loads(file.read_text())
+    file.write_text(json.dumps({**content, "data": "0" * 64}))
+    assert "are not those that" in refused(capsys, *words, "split_digits,classes=2-3")
 
 
 def test_a_memory_in_cells_is_divided_anew():
