@@ -9,6 +9,7 @@ import pytest
 
 import jaxcl
 from jaxcl.cli import main as cli
+from jaxcl.methods import replay
 from jaxcl.study import comparison
 
 WORDS = ["--methods", "finetune,packnet", "--steps", "4", "--seeds", "2", "--hidden", "8"]
@@ -164,23 +165,21 @@ def test_other_inputs_and_wider_tasks_are_refused(out, tmp_path, capsys):
 
 
 def test_a_memory_in_cells_is_divided_anew():
-    """The latest examples of each ring stay, in rings that are smaller."""
-    from jaxcl.methods import replay
+    """The latest examples of each ring stay, in rings that are smaller; of others a sample."""
 
     def buffer(cells, size):
-        zeros = np.zeros(cells * size, np.int32)
-        return replay.Buffer(zeros[:, None], zeros, zeros, (), np.zeros(cells, np.uint32))
+        zeros = jax.numpy.zeros(cells * size, int)
+        return replay.Buffer(zeros[:, None], zeros, zeros, (), jax.numpy.zeros(cells, "uint32"))
 
-    old = buffer(2, 6)
-    numbers = np.array(
-        [6, 7, 2, 3, 4, 5, 0, 1, 2, 0, 0, 0]
-    )  # 8 went to the first cell, 3 to the other
-    old = old._replace(y=numbers, count=np.array([8, 3], np.uint32))
-    store = replay.Store("mine", 12, "ring", 3, False)
-    new = replay.regrown(store, jax.random.key(0), old, jax.tree.map(np.array, buffer(3, 4)))
-    cells = np.asarray(new.y).reshape(3, 4)
-    assert sorted(cells[0]) == [4, 5, 6, 7]
-    assert sorted(cells[1][:3]) == [0, 1, 2]
-    np.testing.assert_array_equal(new.count, [8, 3, 0])
-    any_of = replay.regrown(store._replace(policy="balanced"), jax.random.key(0), old, buffer(3, 4))
-    assert {*np.asarray(any_of.y).reshape(3, 4)[0].tolist()} <= {2, 3, 4, 5, 6, 7}
+    numbers = jax.numpy.array([6, 7, 2, 3, 4, 5, 0, 1, 2, 0, 0, 0])
+    offered = jax.numpy.array([8, 3], "uint32")  # to each cell
+    old, key = buffer(2, 6)._replace(y=numbers, count=offered), jax.random.key(0)
+    ring = replay.Store("mine", 12, "ring", 3, False)
+    found = {}
+    for policy in ("ring", "balanced"):
+        new = replay.regrown(ring._replace(policy=policy), key, old, buffer(3, 4))
+        np.testing.assert_array_equal(new.count, [8, 3, 0])
+        found[policy] = np.asarray(new.y).reshape(3, 4)
+        assert sorted(found[policy][1][:3]) == [0, 1, 2]
+    assert sorted(found["ring"][0]) == [4, 5, 6, 7]
+    assert len({*found["balanced"][0]} & {2, 3, 4, 5, 6, 7}) == 4
