@@ -296,6 +296,8 @@ def _check_shared(run: Run, training: Options) -> None:
         interval(run.save_every)
     except ValueError as error:
         raise ValueError(f"--save-every {error}") from None
+    if run.debug_nans and (run.distributed or run.coordinator):
+        raise ValueError("--debug-nans is for one process: leave out --distributed, --coordinator.")
     check_name(run.name)
 
 
