@@ -2,9 +2,9 @@
 
 `isolate` freezes single entries of any parameters around any optax optimizer; `packnet`, `hat` and
 `pnn` decide which, task after task. `masks` holds the pytrees of masks. `load` opens a run, and
-`infer` tells the task of an example. The modules `models`, `train`, `study`, `recipes`, `replicas`,
-`data`, `metrics`, `analysis`, `checkpoint`, `report` and `inference` are loaded when they are first
-used, as all names are.
+`infer` tells the task of an example; `sharding` lays a large model over a mesh of devices. The
+modules `models`, `train`, `study`, `recipes`, `replicas`, `data`, `metrics`, `analysis`,
+`checkpoint`, `report` and `inference` are loaded when they are first used, as all names are.
 """
 
 import importlib
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from jaxcl import data, inference, models, report, study, testing, train, wiring
-    from jaxcl.core import masks
+    from jaxcl.core import masks, sharding
     from jaxcl.core.heads import multihead
     from jaxcl.core.isolate import IsolateState, isolate, set_trainable
     from jaxcl.core.method import Method
@@ -88,6 +88,7 @@ __all__ = [
     "report",
     "save",
     "set_trainable",
+    "sharding",
     "si",
     "study",
     "testing",
@@ -98,7 +99,7 @@ __all__ = [
 
 _MODULES = {
     "jaxcl": ("data", "inference", "models", "report", "study", "testing", "train", "wiring"),
-    "jaxcl.core": ("masks",),
+    "jaxcl.core": ("masks", "sharding"),
     "jaxcl.report": ("analysis", "metrics"),
     "jaxcl.study": ("checkpoint", "recipes", "replicas"),
 }

@@ -15,7 +15,8 @@ from pathlib import Path
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 if os.environ.get("JAXCL_TESTS") != "optimized":
-    FAST = ["--xla_backend_optimization_level=0", "--xla_cpu_parallel_codegen_split_count=1"]
+    FAST = ["--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true"]
+    FAST += ["--xla_cpu_parallel_codegen_split_count=1"]
     if version("jaxlib").startswith("0.10."):  # a flag that XLA does not know ends the process
         FAST.append("--xla_cpu_use_fusion_emitters=false")
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST])

@@ -27,14 +27,6 @@ TASKS = 3
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 # Networks: an MLP, a conv net and a residual net with BatchNorm, each in nnx and in linen; and the
 # built-in ones, as narrow as can be.
 

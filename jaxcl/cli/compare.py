@@ -10,22 +10,28 @@ import numpy as np
 from rich.console import Console
 
 from jaxcl import report
-from jaxcl.cli import processes, scenarios
-from jaxcl.cli.folder import check_free, origin_of
-from jaxcl.cli.options import Compare
+from jaxcl.cli import growing, processes, scenarios
+from jaxcl.cli.folder import check_free, hold, origin_of
+from jaxcl.cli.growing import Growth
+from jaxcl.cli.options import TUNED, Compare
 from jaxcl.cli.running import Place, about, begin, follow, full, take
 from jaxcl.cli.session import folder_of, load, notes, settings_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
 from jaxcl.data.benchmark import Benchmark
-from jaxcl.report import metrics
+from jaxcl.report import metrics, presets
 from jaxcl.report.comparing import chance, method_results
+from jaxcl.report.loggers import logged, packages
 from jaxcl.report.results import Results
+from jaxcl.report.runs import seeds_of
 from jaxcl.report.text import percent
-from jaxcl.study import recipes
+from jaxcl.study import comparison, recipes
 from jaxcl.study.comparison import MethodRun
+from jaxcl.study.points import Every, every
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
+
+SEARCH = ("search", "search.json", "search.md")  # what a search leaves in a run's folder
 
 
 class Plan(NamedTuple):
@@ -35,13 +41,15 @@ class Plan(NamedTuple):
         command: what is asked for.
         place: where it goes.
         overridden: what is otherwise than when it began, and allowed to be.
-        runs: its methods, by name.
+        runs: its methods, by name; where it grows, those of which seeds are missing.
+        growth: what a finished run lacks; None for a run that begins or goes on.
     """
 
     command: Compare
     place: Place
     overridden: list[str]
     runs: dict[str, MethodRun]
+    growth: Growth | None = None
 
 
 def prepare(
@@ -63,25 +71,27 @@ def prepare(
     """
     folder = folder_of(command.run, usual=command.run.benchmark)
     with processes.agreement():
+        packages(command.log)
         parts = scenarios.divide(command, folder)
         for path in parts:
             check_free(path)
+            if (path / growing.FOLDER).exists() and processes.is_main():
+                with hold(path):
+                    growing.recover(path)
         benchmark = load(command.run, command.training)
         plans = [plan(one, benchmark, devices, path) for path, one in parts.items()]
-    plans = [
-        plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
-        for plan in plans
-    ]
+    plans = [_taken(plan, held) for plan in plans]
     said = [cache, *notes(benchmark, command.training)]
+    said += [plan.growth.words for plan in plans if plan.growth]
     said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
-    return partial(work, plans, benchmark, folder, said)
+    return partial(work, plans, benchmark, devices, folder, said)
 
 
 def plan(
     command: Compare, benchmark: Benchmark, devices: Sequence[Device], folder: Path, **more: Any
 ) -> Plan:
     """A comparison before it begins; `more` are further settings that decide on its results."""
-    run, options = command.run, command.training
+    run, options, tuned = command.run, command.training, command.preset == TUNED
     own = {
         choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
         for choice in command.choices
@@ -89,13 +99,68 @@ def plan(
     settings = settings_of(
         run, benchmark, options, methods=list(command.methods), options=own, **more
     )
-    place = Place(folder, settings, origin_of(benchmark, devices), run)
-    overridden = place.claim()
-    runs = {
-        choice.spec.name: begin(place, choice, benchmark, range(run.seeds), devices)
+    settings[presets.KEY] = {
+        choice.spec.name: "tuned" if tuned else presets.origin(choice, run.plain)
         for choice in command.choices
     }
-    return Plan(command, place, overridden, runs)
+    points = _points(command)
+    settings |= {"evaluate_every": str(points)} if points else {}
+    place = Place(folder, settings, origin_of(benchmark, devices), run, SEARCH if tuned else ())
+    growth = growing.needed(place, [choice.spec.name for choice in command.choices])
+    if growth:
+        growth.apart.claim()
+        runs = {
+            choice.spec.name: begin(
+                growth.apart,
+                choice,
+                benchmark,
+                growth.seeds[choice.spec.name],
+                devices,
+                evaluate_every=points,
+            )
+            for choice in command.choices
+            if choice.spec.name in growth.seeds
+        }
+        return Plan(command, growth.apart, growth.overridden, runs, growth)
+    overridden = place.claim()
+    return Plan(command, place, overridden, _begun(command, place, benchmark, devices))
+
+
+def _points(command: Compare) -> Every | None:
+    """Where within its tasks a method is evaluated."""
+    return None if command.evaluate_every is None else every(command.evaluate_every)
+
+
+def _begun(command: Compare, place: Place, benchmark: Benchmark, devices) -> dict[str, MethodRun]:
+    """All methods before their first tasks."""
+    return {
+        choice.spec.name: begin(
+            place,
+            choice,
+            benchmark,
+            command.run.numbers,
+            devices,
+            evaluate_every=_points(command),
+        )
+        for choice in command.choices
+    }
+
+
+def _taken(plan: Plan, held: ExitStack) -> Plan:
+    """A comparison in its folder, as far as it is."""
+    if plan.growth and processes.is_main():
+        held.enter_context(hold(plan.growth.place.folder))
+    return plan._replace(runs=take(plan.place, plan.command, plan.runs, plan.overridden, held))
+
+
+def _grown(plan: Plan, benchmark: Benchmark, devices) -> Plan:
+    """The whole run, once all that it lacked is trained."""
+    assert plan.growth is not None
+    growing.finish(plan.growth, plan.command)
+    place = plan.growth.place
+    runs = _begun(plan.command, place, benchmark, devices)
+    runs = {name: comparison.restore(run) for name, run in runs.items()}
+    return plan._replace(place=place, runs=runs, growth=None)
 
 
 def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
@@ -107,6 +172,7 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
 def work(
     plans: list[Plan],
     benchmark: Benchmark,
+    devices: Sequence[Device],
     folder: Path,
     said: Sequence[str],
     stop: Callable[[], bool],
@@ -117,6 +183,10 @@ def work(
     introduce(err, plans[0].place.settings, first.studies[0].layout)
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
+    for i, plan in enumerate(plans):
+        if plan.growth:
+            _trained(plan, benchmark, err, stop, len(plans) > 1)
+            plans[i] = _grown(plan, benchmark, devices)
     found = {
         plan.place.settings["scenario"]: _trained(plan, benchmark, err, stop, len(plans) > 1)
         for plan in plans
@@ -136,6 +206,9 @@ def work(
             out.print(report.scenarios_table(found))
         for name, results in found.items():
             out.print(f"{name}: {results.sentence()}" if len(found) > 1 else results.table())
+            within = report.within_table(results)
+            if within is not None:
+                out.print(within)
         if len(found) == 1:
             out.print(next(iter(found.values())).sentence())
         conclude(out, folder, paths)
@@ -160,14 +233,16 @@ def _trained(
             least_free = command.warn_free if run.choice.spec.divides else 0
             record = run.record
             moved = partial(show, progress, rows[name])
-            for event, known in follow(run, command.run, stop, moved, tell):
-                record = known
-                lines = full(run, event.measures, event.task + 1)
-                if not lines and event.task + 1 < run.tasks and "capacity" in event.measures:
-                    free = 1 - event.measures["capacity"]
-                    lines = _little(name, least_free, event.task + 1, free)
-                for line in lines:
-                    tell(line)
+            log = command.log if processes.is_main() else ()
+            with logged(log, run, plan.place.folder, settings) as watch:
+                for event, known in follow(run, command.run, stop, moved, tell, watch=watch):
+                    record = known
+                    lines = full(run, event.measures, event.task + 1)
+                    if not lines and event.task + 1 < run.tasks and "capacity" in event.measures:
+                        free = 1 - event.measures["capacity"]
+                        lines = _little(name, least_free, event.task + 1, free)
+                    for line in lines:
+                        tell(line)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
@@ -176,7 +251,7 @@ def _trained(
     if plan.overridden:
         settings = {**settings, "overridden": plan.overridden}
     return Results(
-        settings["benchmark"], len(benchmark.tasks), list(range(settings["seeds"])), settings,
+        settings["benchmark"], len(benchmark.tasks), seeds_of(settings), settings,
         methods, chance(benchmark, scenario),
     )  # fmt: skip
 

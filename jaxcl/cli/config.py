@@ -111,6 +111,9 @@ def _words(name: str, value: Any, file: str) -> Iterator[str]:
         yield f"--{of}{'' if value else 'no-'}{flag}"
         return
     values = value if isinstance(value, list) else [value]
+    if name == "seeds" and isinstance(value, list) and len(value) == 1:  # the seed, no number
+        yield from ("--seed", str(value[0]), "--seeds", "1")
+        return
     for one in values:
         if not isinstance(one, (str, int, float, type(None))):
             kind = type(one).__name__

@@ -20,7 +20,7 @@ from jaxcl.cli.running import about, take
 from jaxcl.cli.session import MODULE, folder_of, layout_options, load, notes
 from jaxcl.data.benchmark import Benchmark, fingerprint
 from jaxcl.inference import runs
-from jaxcl.report.runs import record
+from jaxcl.report.runs import record, seeds_as, seeds_of
 from jaxcl.report.text import listed
 from jaxcl.study import comparison
 from jaxcl.study.comparison import MethodRun
@@ -65,7 +65,7 @@ def prepare(
         _keep_forgotten(old.folder, folder)
     said = [cache, *notes(benchmark, plan.command.training), *_said(old, chosen)]
     said += [line for one in taken.values() for line in about(one)]
-    return partial(compare.work, [plan._replace(runs=taken)], benchmark, folder, said)
+    return partial(compare.work, [plan._replace(runs=taken)], benchmark, devices, folder, said)
 
 
 def _finished(command: Extend) -> runs.Run:
@@ -167,7 +167,7 @@ def _comparison(
     """The comparison of all tasks."""
     settings = old.settings
     run = dataclasses.replace(
-        command.run, benchmark=benchmark, tasks=command.tasks, seeds=settings["seeds"]
+        command.run, benchmark=benchmark, tasks=command.tasks, seeds=_seeds(settings)
     )
     words = {spec.name: word for word, spec in command.own.items()}
     return Compare(
@@ -178,6 +178,12 @@ def _comparison(
         choices=tuple(chosen.values()),
         scenarios=(str(settings.get("scenario", "task")),),
     )
+
+
+def _seeds(settings: Any) -> tuple[int, ...]:
+    """The seeds as `Run` has them."""
+    seeds = seeds_as(seeds_of(settings))
+    return (seeds,) if isinstance(seeds, int) else tuple(seeds)
 
 
 def _before(
@@ -191,7 +197,7 @@ def _before(
     folder = old[choice.spec.name].checkpoints
     whose = {"settings": digest(old.settings), "data": fingerprint(benchmark)}
     one = comparison.begin(
-        choice, benchmark, range(old.settings["seeds"]), folder=folder, about=whose,
+        choice, benchmark, seeds_of(old.settings), folder=folder, about=whose,
         **layout_options(command.run, devices),
     )  # fmt: skip
     found = comparison.restore(one, finished=True)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from jaxcl.cli import processes
 from jaxcl.cli.options import command_line
 from jaxcl.data.benchmark import Benchmark, fingerprint
+from jaxcl.report import presets
 from jaxcl.report.text import listed, write_whole
 from jaxcl.study import checkpoint
 from jaxcl.study.replicas import Device
@@ -23,6 +24,7 @@ except ImportError:  # Windows, where nothing keeps two processes apart
     fcntl = None
 
 LOCK = ".lock"
+OTHER = "choose another --name, or delete that folder"
 
 
 class Origin(NamedTuple):
@@ -46,9 +48,15 @@ def origin_of(benchmark: Benchmark, devices: Sequence[Device]) -> Origin:
 
 
 def claim(
-    folder: Path, settings: dict, origin: Origin, *, resume: bool, override: bool = False
+    folder: Path,
+    settings: dict,
+    origin: Origin,
+    *,
+    resume: bool,
+    override: bool = False,
+    beside: Sequence[str] = (),
 ) -> list[str]:
-    """Checks that the folder is this run's to write in.
+    """Checks that the folder is this run's to write in; `beside` may be there before it.
 
     Returns:
         What is otherwise than when the run began and may round otherwise, if `override` allows it.
@@ -56,18 +64,20 @@ def claim(
     Raises:
         ValueError: if it is not.
     """
-    if folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK}:
+    if folder.is_dir() and not {path.name for path in folder.iterdir()} - {LOCK, *beside}:
         return []
     if not os.path.lexists(folder):
         return []
-    content, other = _recorded(folder), "choose another --name, or delete that folder"
-    there, here = content["settings"], json.loads(json.dumps(settings))
+    content, other = recorded(folder), OTHER
+    there, here = content["settings"], plainly(settings)
     if "options" in here.keys() - there.keys() or "data" not in content:
         raise ValueError(
             f"{folder} holds a run of an earlier version of jaxcl, which this one cannot go on "
             f"with; {other}."
         )
     for name in {**here, **there}:
+        if name == presets.KEY:  # which says where options come from that are compared themselves
+            continue
         if name == "data" and here.get(name) != there.get(name):
             raise ValueError(f"{folder} holds a run on other data: {_other(there, here)}; {other}.")
         if here.get(name) != there.get(name):
@@ -79,19 +89,39 @@ def claim(
         raise ValueError(f"{folder} holds the results of this very run; {other}.")
     if not resume:
         raise ValueError(f"{folder} holds an unfinished run; add --resume to go on, or {other}.")
+    finished = (folder / "results.json").exists()
+    return check_origin(folder, content, settings, origin, override or finished)
+
+
+def check_origin(
+    folder: Path, content: Mapping[str, Any], settings: Mapping, origin: Origin, override: bool
+) -> list[str]:
+    """Checks that what is done here gives the numbers of the run in a folder.
+
+    Returns:
+        What is otherwise than when the run began and may round otherwise, if `override` allows it.
+
+    Raises:
+        ValueError: if it does not.
+    """
     if content["data"] != origin.data:
         raise ValueError(
             f"{folder} holds a run on other data: the arrays of {settings['benchmark']} have "
-            f"another checksum than when it began; restore the data, or {other}."
+            f"another checksum than when it began; restore the data, or {OTHER}."
         )
     changed = _changed(content, origin)
-    if changed and not override and not (folder / "results.json").exists():
+    if changed and not override:
         raise ValueError(
             f"{folder} holds a run that began otherwise ({listed(changed)}), which may round "
             f"otherwise; go on in the same way, or add --override, which the results will say."
         )
     said = content.get("overridden")
     return [*(said if isinstance(said, list) else []), *changed]
+
+
+def plainly(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as a file has them."""
+    return json.loads(json.dumps(settings))
 
 
 def _changed(content: Mapping[str, Any], origin: Origin) -> list[str]:
@@ -122,7 +152,7 @@ def _other(there: dict, here: dict) -> str:
     return f"{before['identifier']} there, {now['identifier']} here"
 
 
-def _recorded(folder: Path) -> dict[str, Any]:
+def recorded(folder: Path) -> dict[str, Any]:
     """What `settings.json` says of the run in a folder."""
     file = folder / "settings.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -187,12 +217,19 @@ def write_settings(
     folder: Path, settings: dict, origin: Origin, command: Any, overridden: Sequence[str]
 ) -> None:
     """Writes `settings.json`, from which the run can be repeated."""
-    content = {"command": command_line(command), "settings": settings, **origin._asdict()}
-    if overridden:
-        content["overridden"] = list(overridden)
+    more = {"overridden": list(overridden)} if overridden else {}
+    record_settings(folder, settings, origin, command_line(command), **more)
+
+
+def record_settings(
+    folder: Path, settings: dict, origin: Origin, command: str, **more: Any
+) -> None:
+    """Writes `settings.json` with a command in words."""
+    content = {"command": command, "settings": settings, **origin._asdict(), **more}
     write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
 
 
 def digest(settings: Mapping[str, Any]) -> str:
     """A digest of settings, which every checkpoint holds."""
+    settings = {name: value for name, value in settings.items() if name != presets.KEY}
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -122,7 +122,7 @@ def _of_method(
     held_out = [task.val.x[: command.most] for task in tasks]
     found = {}
     for rule in rules:
-        of_seeds, networks = [], map(trained.seed, range(trained.run.settings["seeds"]))
+        of_seeds, networks = [], map(trained.seed, trained.run.seeds)
         try:
             for network in networks:
                 network = network._replace(rule=rule)
@@ -132,7 +132,7 @@ def _of_method(
             if rule != "gradient":
                 raise
             continue  # the views cannot be mixed
-        network = trained.seed(0)
+        network = trained.seed(trained.run.seeds[0])
         found[rule] = Found(of_seeds, cost(network, tests[0][0]), cost(network, tests[0][0], rule))
     return found
 

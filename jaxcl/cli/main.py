@@ -97,12 +97,20 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import processes
+    from jaxcl.cli import dry, processes, tune
+    from jaxcl.cli.options import Compare
+    from jaxcl.cli.running import Refused
     from jaxcl.study.comparison import Stopped
 
     does = importlib.import_module(f"jaxcl.cli.{type(command).__name__.lower()}")
+    if isinstance(command, Compare) and command.tune:
+        does = tune
+    if isinstance(command, Compare) and command.dry_run:
+        does = dry
     try:
-        job = does.prepare(command, use_devices(command.run), cache, held)
+        absent = isinstance(command, Compare) and command.topology
+        devices = dry.devices_of(command) if absent else use_devices(command.run)
+        job = does.prepare(command, devices, cache, held)
     except REFUSED as error:
         _fail(error)
     except KeyboardInterrupt as error:
@@ -117,6 +125,8 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
         processes.take_leave()
         number = noted.number or signal.SIGTERM  # another process was asked
         _fail(f"stopped, and all is saved{RESUMED}.", code=signals.code_of(number))
+    except Refused as error:
+        _fail(str(error))
     except FloatingPointError as error:
         _fail(error, code=1)
     except MemoryError as error:

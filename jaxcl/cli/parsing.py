@@ -1,22 +1,29 @@
 """Words to commands: what each method may be told, presets, and checks before anything runs."""
 
 import dataclasses
-import importlib
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
-from jaxcl.cli import config
+from jaxcl.cli import config, sweeping, tuning
 from jaxcl.cli import words as of_words
-from jaxcl.cli.options import Compare, Extend, Run, Sweep, check_name, flag, names_of
+from jaxcl.cli.choosing import (
+    check_own_names,
+    check_shared,
+    check_words_of,
+    find_method,
+    method_names,
+)
+from jaxcl.cli.options import OF_COMPARE, PRESETS, Compare, Extend, Run, Sweep, flag, names_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_choice, nearest
-from jaxcl.methods import REGISTRY, check_distinct, find
-from jaxcl.methods.spec import Spec, check_options, check_spec, option
+from jaxcl.methods import check_distinct
+from jaxcl.methods.spec import Spec, check_options, option
+from jaxcl.report.loggers import LOGGERS
 from jaxcl.report.text import listed
 from jaxcl.study import recipes
-from jaxcl.study.pace import interval
+from jaxcl.study.points import every
 from jaxcl.study.recipes import Choice, Options
 
 T = TypeVar("T")
@@ -46,9 +53,6 @@ COMMANDS = {
 TRAINING = ("compare", "sweep", "extend")
 
 
-DEFAULT_METHODS = tuple(spec.name for spec in REGISTRY if spec.by_default)
-
-
 def parse(args: Sequence[str]) -> Compare | Sweep | Extend:
     """The command that the words ask for; tyro ends the process if there is none.
 
@@ -66,11 +70,11 @@ def parse(args: Sequence[str]) -> Compare | Sweep | Extend:
         _help(args)
     if args[:1] == ["extend"]:
         return _parse_extend(args)
-    args = config.expand(args, [*names_of(Run), "methods", "warn_free", "method"])
+    args = config.expand(args, [*names_of(Run), *OF_COMPARE, "method"])
     run = Run(benchmark=of_words.value_of(args, "--benchmark") or Run.benchmark)
     shared = recipes.defaults(run.plain)
     if args[:1] == ["sweep"]:
-        return _parse_sweep(args, run, shared)
+        return sweeping.parse(args, run, shared)
     return _parse_compare(args, run, shared)
 
 
@@ -97,20 +101,27 @@ def parse_plainly(kind: type[T], name: str, args: Sequence[str]) -> T:
 
 
 def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
-    names = _method_names(of_words.value_of(args, "--methods"))
-    specs = [_find(name) for name in names]
+    names = method_names(of_words.value_of(args, "--methods"))
+    specs = [find_method(name) for name in names]
     check_distinct(specs)
-    _check_own_names(specs)
+    check_own_names(specs)
     args, scenarios = _scenarios(args)
-    args, for_one = _for_one_method(args, specs)
     aliased = of_words.unprefixed_names([spec.options for spec in specs])
+    args, grids = tuning.take(args, specs, aliased)
+    args, for_one = _for_one_method(args, specs)
     fields: list[tuple] = [
         ("methods", tuple[str, ...], names),
         ("warn_free", float, option(0.05, least=0, most=1)),
+        ("preset", str, PRESETS[0]),
+        *tuning.FIELDS,
+        ("dry_run", bool, False),
+        ("topology", str | None, None),
+        ("evaluate_every", str | None, None),
+        ("log", tuple[str, ...], ()),
         *of_words.common(run),
         ("training", of_words.grouped(Options), shared),
     ]
-    presets = {spec.name: dict(spec.presets.get(run.plain, {})) for spec in specs}
+    presets = {spec.name: _preset(spec, run, args) for spec in specs}
     for spec in specs:
         own = {k: v for k, v in presets[spec.name].items() if k in names_of(spec.options)}
         if names_of(spec.options):
@@ -120,23 +131,57 @@ def _parse_compare(args: Sequence[str], run: Run, shared: Options) -> Compare:
     kind = of_words.made("Compare", fields, f"{Compare.__doc__}    {CONFIG_HELP}")
     words = of_words.read_words(kind, kind(), "compare", args[1:])
     check_options(kind, {"warn_free": words.warn_free}, flag)
+    _check_dry(words, of_words.run_of(words))
     choices = []
     for spec in specs:
         changes = {k: v for k, v in presets[spec.name].items() if k in names_of(Options)}
-        start = dataclasses.replace(words.training, **_unsaid(changes, words.training, shared))
+        start = dataclasses.replace(words.training, **_unsaid(changes, args))
         own = vars(getattr(words, spec.name)) if names_of(spec.options) else {}
         training = _parse_training(start, for_one[spec.name], spec.name)
         choice = Choice(spec, training, spec.options(**own))
         check_options(spec.options, own, lambda field, s=spec: flag(field, s, aliased))
         choices.append(choice)
-    _check_shared(of_words.run_of(words), words.training)
+    check_shared(of_words.run_of(words), words.training)
     scenarios = scenarios or (str(words.training.scenario),)
     _check_scenarios(scenarios, choices)
+    choices, tune = tuning.of(words, choices, grids, scenarios)
+    check_words_of("--evaluate-every", words.evaluate_every, every)
+    _check_log(words.log)
     return Compare(
-        names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios
-    )
+        names, words.warn_free, of_words.run_of(words), words.training, tuple(choices), scenarios,
+        words.preset, tune, words.dry_run, words.topology, words.evaluate_every, words.log,
+    )  # fmt: skip
 
 
+def _check_log(names: Sequence[str]) -> None:
+    for name in names:
+        check_choice("--log", name, tuple(LOGGERS))
+        if names.count(name) > 1:
+            raise ValueError(f"--log names {name} twice.")
+
+
+def _check_dry(words: Any, run: Run) -> None:
+    """Raises ValueError for options that need, or do not go with, a run that trains nothing."""
+    if words.topology is not None and not words.dry_run:
+        raise ValueError(
+            "--topology compiles for devices that are not here: give --dry-run as well."
+        )
+    if words.dry_run and (run.distributed or run.coordinator):
+        raise ValueError("--dry-run takes one process: leave out --distributed and --coordinator.")
+
+
+def _preset(spec: Spec, run: Run, args: Sequence[str]) -> dict[str, Any]:
+    """The options that `--preset` stands for."""
+    asked = of_words.value_of(args, "--preset") or PRESETS[0]
+    if asked not in PRESETS:
+        known = " or ".join(PRESETS)
+        raise ValueError(f"--preset must be {known}, got {asked!r}{nearest(asked, PRESETS)}.")
+    return dict(spec.presets.get(run.plain, {})) if asked == "best" else {}
+
+
+CONFIG_HELP = """config: file with options, YAML or the settings.json of a run; those of the
+        command line win.
+"""
 SCENARIOS = ("task", "domain", "class")
 
 
@@ -170,40 +215,6 @@ def _check_scenarios(scenarios: Sequence[str], choices: Sequence[Choice]) -> Non
             )
 
 
-def _parse_sweep(args: Sequence[str], run: Run, shared: Options) -> Sweep:
-    name = next((word for word in args[1:2] if not word.startswith("-")), None)
-    spec = _find(name) if name else None
-    kinds = [of_words.grid(Options), *([of_words.grid(spec.options)] if spec else [])]
-    fields: list[tuple] = [
-        ("method", of_words.positional(str), name or of_words.missing()),
-        *of_words.common(run),
-        ("training", of_words.grouped(kinds[0]), of_words.grid_of(kinds[0], shared)),
-    ]
-    if spec and names_of(spec.options):
-        aliased = of_words.unprefixed_names([spec.options])
-        kind = of_words.with_aliases(kinds[1], aliased)
-        fields.append((spec.name, kind, of_words.grid_of(kind, spec.options())))
-    fields += of_words.rare(run)
-    kind = of_words.made("Sweep", fields, f"{SWEEP_HELP}    {CONFIG_HELP}")
-    _check_effect(spec, args)
-    words = of_words.read_words(kind, kind(), "sweep", args[1:])
-    assert spec is not None  # tyro asks for the method
-    own = vars(getattr(words, spec.name)) if names_of(spec.options) else {}
-    values = {**vars(words.training), **own}
-    swept = {field: values[field] for field in recipes.swept(spec)}
-    check_options(Options, vars(words.training), flag)
-    check_options(spec.options, own, flag)
-    _check_values(spec, swept, own)
-    first = {field: next(iter(found), None) for field, found in swept.items()}
-    choice = Choice(
-        spec,
-        dataclasses.replace(shared, **_first(words.training, first)),
-        dataclasses.replace(spec.options(), **{f: first.get(f, v) for f, v in own.items()}),
-    )
-    _check_shared(of_words.run_of(words), choice.shared)
-    return Sweep(words.method, of_words.run_of(words), choice, swept)
-
-
 def _parse_extend(args: Sequence[str]) -> Extend:
     fields: list[tuple] = [
         ("folder", of_words.positional(Path), of_words.missing()),
@@ -222,13 +233,13 @@ def _parse_extend(args: Sequence[str]) -> Extend:
     if words.tasks is not None and words.benchmark is not None:
         raise ValueError("give --tasks or --benchmark, not both; --benchmark NAME,tasks=2 has two.")
     methods = tuple(words.methods)
-    own = {name: _find(name) for name in methods if ":" in name}
+    own = {name: find_method(name) for name in methods if ":" in name}
     there = words.folder.expanduser().resolve()
     run = Run(
         out=words.out or there.parent, name=words.name or f"{there.name}_extended",
         resume=words.resume, **vars(words.machine), **vars(words.cluster),
     )  # fmt: skip
-    _check_shared(run, Options())
+    check_shared(run, Options())
     return Extend(
         words.folder, words.tasks, words.benchmark, methods, words.warn_free, own, run
     )  # fmt: skip
@@ -240,106 +251,6 @@ EXTEND_HELP = f"""{Extend.__doc__}
             _extended behind it.
         resume: go on with the extended run, from where it was saved last.
 """
-CONFIG_HELP = """config: file with options, YAML or the settings.json of a run; those of the
-        command line win.
-"""
-SWEEP_HELP = """Train one method with every combination of settings in one program; pick the best.
-
-Attributes:
-    method: a method's name, or MODULE:SPEC for one of your own.
-    run: data, devices and files.
-    training: how the method trains. What takes FLOAT,... may get several values, such as
-        "--learning-rate 0.01,0.03,0.1". The best combination has the highest accuracy on the
-        validation sets; the test sets take no part in the choice.
-"""
-
-
-def _check_effect(spec: Spec | None, args: Sequence[str]) -> None:
-    """Raises ValueError for an option of another method, which tyro would not know."""
-    if spec is None:
-        return
-    own = {*names_of(spec.options), *names_of(Options), *names_of(Run)}
-    others = {name for other in REGISTRY for name in names_of(other.options)} - own
-    for word in args:
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
-        if word.startswith("--") and name in others:
-            can = ", ".join(flag(field) for field in recipes.swept(spec))
-            raise ValueError(f"{flag(name)} has no effect on {spec.name}; sweep {can}.")
-
-
-def _first(grid: Any, first: Mapping[str, Any]) -> dict[str, Any]:
-    return {field: first.get(field, value) for field, value in vars(grid).items()}
-
-
-def _check_values(spec: Spec, swept: Mapping[str, tuple], own: Mapping[str, Any]) -> None:
-    for name, values in swept.items():
-        kind = spec.options if name in own else Options
-        default = next(f.default for f in dataclasses.fields(kind) if f.name == name)
-        if not values and default is not None:
-            raise ValueError(f"{flag(name)} needs at least one value.")
-        if len(set(values)) < len(values):
-            raise ValueError(f"{flag(name)} repeats a value: {','.join(map(str, values))}.")
-    if not any(len(values) > 1 for values in swept.values()):
-        example = spec.example or "--learning-rate 0.01,0.03,0.1"
-        raise ValueError(f"there is nothing to sweep; give several values: {example}")
-
-
-def _check_shared(run: Run, training: Options) -> None:
-    """Raises ValueError for what can be seen to be wrong without data and devices."""
-    check_options(Run, vars(run), flag)
-    check_options(Options, vars(training), flag)
-    if not training.hidden:
-        raise ValueError("--hidden needs at least one width.")
-    if max(training.hidden) > 1_000_000:
-        raise ValueError(f"--hidden must be at most 1000000, got {max(training.hidden)}.")
-    try:
-        interval(run.save_every)
-    except ValueError as error:
-        raise ValueError(f"--save-every {error}") from None
-    if run.debug_nans and (run.distributed or run.coordinator):
-        raise ValueError("--debug-nans is for one process: leave out --distributed, --coordinator.")
-    check_name(run.name)
-
-
-def _method_names(given: str | None) -> tuple[str, ...]:
-    """The names of a list, in the registry's spelling; "all" is every method."""
-    if given is None:
-        return DEFAULT_METHODS
-    if given.strip().lower() == "all":
-        return tuple(spec.name for spec in REGISTRY)
-    names = [name.strip() for name in given.split(",") if name.strip() not in ("", "None")]
-    if not names:
-        known = ", ".join(spec.name for spec in REGISTRY)
-        raise ValueError(f"--methods needs at least one of {known}.")
-    names = [name if ":" in name else name.lower() for name in names]
-    if len(set(names)) < len(names):
-        raise ValueError(f"--methods names a method twice: {','.join(names)}.")
-    return tuple(names)
-
-
-def _find(name: str) -> Spec:
-    """A method by its name, or MODULE:SPEC."""
-    if ":" not in name:
-        return find(name.lower())
-    module, _, attribute = name.partition(":")
-    try:
-        found = getattr(importlib.import_module(module), attribute)
-    except ImportError as error:
-        raise ValueError(f"the module of {name!r} cannot be imported: {error}.") from error
-    except AttributeError:
-        raise ValueError(f"the module {module!r} has no {attribute!r}.") from None
-    return check_spec(found, name)
-
-
-def _check_own_names(specs: Sequence[Spec]) -> None:
-    """An option of a method cannot have the name of one that all share."""
-    for spec in specs:
-        for field in names_of(spec.options):
-            if field in names_of(Options):
-                raise ValueError(
-                    f"the method {spec.name!r} defines the option {field!r}, which all methods "
-                    f"share; give it another name."
-                )
 
 
 def _for_one_method(
@@ -373,9 +284,9 @@ def _parse_training(start: Options, words: list[str], method: str) -> Options:
     return training
 
 
-def _unsaid(changes: Mapping[str, Any], said: Options, usual: Options) -> dict[str, Any]:
-    """Presets of a method, where the command line leaves the usual value."""
-    return {k: v for k, v in changes.items() if getattr(said, k) == getattr(usual, k)}
+def _unsaid(changes: Mapping[str, Any], args: Sequence[str]) -> dict[str, Any]:
+    """Presets of a method, of which the command line says nothing."""
+    return {k: v for k, v in changes.items() if of_words.value_of(args, flag(k)) is None}
 
 
 def _help(args: Sequence[str]) -> NoReturn:

@@ -16,27 +16,36 @@ from jaxcl.data.benchmark import Benchmark
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import comparison
 from jaxcl.study.comparison import MethodRun, Record
-from jaxcl.study.events import EpochEnd, TaskEnd
+from jaxcl.study.events import EpochEnd, Event, TaskEnd
 from jaxcl.study.memory import limit_bytes
 from jaxcl.study.pace import interval
+from jaxcl.study.points import Every
 from jaxcl.study.recipes import Choice
 from jaxcl.study.replicas import Device
 
 MUCH = 0.4  # of a device's memory, for the learners alone
 
 
+class Refused(Exception):  # noqa: N818 - as `Stopped`
+    """What was asked for cannot be done, as is seen only while the work goes on."""
+
+
 class Place(NamedTuple):
-    """A folder, and the run that is to be there."""
+    """A folder, and the run that is to be there; `beside` names what else may be in the folder."""
 
     folder: Path
     settings: dict[str, Any]
     origin: Origin
     run: Run
+    beside: tuple[str, ...] = ()
 
     def claim(self) -> list[str]:
         """See `folder.claim`."""
         resume, override = self.run.resume, self.run.override
-        return claim(self.folder, self.settings, self.origin, resume=resume, override=override)
+        return claim(
+            self.folder, self.settings, self.origin,
+            resume=resume, override=override, beside=self.beside,
+        )  # fmt: skip
 
 
 def begin(
@@ -46,6 +55,7 @@ def begin(
     seeds: Sequence[int],
     devices: Sequence[Device],
     settings: Mapping[str, Any] | None = None,
+    evaluate_every: Every | None = None,
 ) -> MethodRun:
     """One method before its first task; `settings` are one value for each replica."""
     with sizes_that_exist():
@@ -53,7 +63,7 @@ def begin(
             choice, benchmark, seeds,
             folder=place.folder / "checkpoints" / choice.spec.name,
             about={"settings": digest(place.settings), "data": place.origin.data},
-            settings=settings, **layout_options(place.run, devices),
+            settings=settings, evaluate_every=evaluate_every, **layout_options(place.run, devices),
         )  # fmt: skip
     check_size(one.studies, one.learner, choice)
     return one
@@ -145,6 +155,7 @@ def follow(
     progress: Callable,
     tell: Callable[[str], Any],
     evaluate_on: Literal["val", "test"] = "test",
+    watch: Callable[[Event], None] = lambda event: None,
 ) -> Iterator[tuple[TaskEnd, Record]]:
     """Trains one method to its end, shows how far it is, and yields after every task.
 
@@ -158,6 +169,7 @@ def follow(
         run, evaluate_on=evaluate_on, save_every=every, stop=stop, debug_nans=options.debug_nans
     )
     for event, record in _named(run.choice.spec.name, course):
+        watch(event)
         new = (record.diverged[:, 0] > 0) & ~known
         if new.any():
             known = known | new

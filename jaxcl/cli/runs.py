@@ -12,7 +12,7 @@ from jaxcl.cli.folder import LOCK
 from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.report import summary
-from jaxcl.report.runs import open_run, record
+from jaxcl.report.runs import open_run, record, seeds_of
 from jaxcl.report.text import percent, size
 
 if TYPE_CHECKING:
@@ -76,13 +76,13 @@ def _of_comparison(folder: Path) -> list[str]:
     elif (folder / LOCK).exists():
         state += ", at work or stopped"
     shown = names[:MOST_METHODS] + (["..."] if len(names) > MOST_METHODS else [])
-    first = [str(settings["benchmark"]), ", ".join(shown), str(settings["seeds"])]
+    first = [str(settings["benchmark"]), ", ".join(shown), str(len(seeds_of(settings)))]
     return [*first, state, accuracy, seconds]
 
 
 def _of_sweep(folder: Path, settings: dict) -> list[str]:
     state = "finished" if (folder / "results.json").exists() else "not finished"
-    words = [settings["benchmark"], settings["method"], settings["seeds"], f"sweep, {state}"]
+    words = [settings["benchmark"], settings["method"], len(seeds_of(settings)), f"sweep, {state}"]
     return [*map(str, words), "-", "-"]
 
 

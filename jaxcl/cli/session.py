@@ -17,6 +17,7 @@ from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, checksum
 from jaxcl.inference import inputs
+from jaxcl.report.runs import seeds_as
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import recipes
 from jaxcl.study.memory import limit_bytes
@@ -102,7 +103,7 @@ def settings_of(run: Run, benchmark: Benchmark, training: Any, **more: Any) -> d
     return {
         "benchmark": run.benchmark,
         "tasks": len(benchmark.tasks),
-        "seeds": run.seeds,
+        "seeds": seeds_as(run.numbers),
         "inputs": inputs.plain(inputs.of(benchmark)),
         "data": data.about(benchmark),
         **more,

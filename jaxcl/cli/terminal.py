@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from jaxcl.cli import processes
 from jaxcl.cli.streams import Lossy
+from jaxcl.report.runs import seeds_of
 from jaxcl.report.text import counted
 from jaxcl.study import replicas
 
@@ -35,7 +36,7 @@ def introduce(err: Console, settings: dict, layout: replicas.Layout) -> None:
     several = jax.process_count()
     err.print(
         f"{settings['benchmark']}: {counted(settings['tasks'], 'task')}, "
-        f"{counted(settings['seeds'], 'seed')}, on "
+        f"{counted(len(seeds_of(settings)), 'seed')}, on "
         f"{counted(count, f'{kind} device')}"
         f"{f' of {several} processes' if several > 1 else ''}"
     )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from jaxcl.cli.options import Run, flag, names_of
+from jaxcl.cli.options import OF_COMPARE, Run, flag, names_of
 from jaxcl.study.recipes import Options
 
 ALIASES = {"--split": "--devices-per-replica"}  # as earlier versions called them
@@ -15,7 +15,7 @@ ALIASES = {"--split": "--devices-per-replica"}  # as earlier versions called the
 def unprefixed_names(kinds: Sequence[type]) -> list[str]:
     """The fields that may go without their method's name: no other option is called so."""
     every = [name for kind in kinds for name in names_of(kind)]
-    taken = {*names_of(Run), *names_of(Options), "methods", "warn_free"}
+    taken = {*names_of(Run), *names_of(Options), *OF_COMPARE}
     return [name for name in every if every.count(name) == 1 and name not in taken]
 
 

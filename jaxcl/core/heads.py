@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_count, check_pattern, shorten
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Method
@@ -46,7 +48,6 @@ def multihead(
         alone. The authors' code of Mallya and Lazebnik (2018) trains biases on and keeps a copy for
         each task, if it is asked to, and so do Hung et al. (2019).
     """
-
     check_count("multihead: tasks", tasks)
     check_pattern("multihead: heads", heads)
     if carried is not None:
@@ -54,127 +55,146 @@ def multihead(
     if method.tasks not in (None, tasks):
         raise ValueError(f"multihead: {tasks} tasks, but the method has {method.tasks}.")
 
-    def is_head(path):
-        named = path.removeprefix(method.params_prefix)
-        return path.startswith(method.params_prefix) and re.search(heads, named) is not None
-
-    def select(theta, task):
-        return masks.map_with_path(lambda p, leaf: leaf[task] if is_head(p) else leaf, theta)
-
-    def restore(selected, theta):
-        """Puts all tasks' heads back in the place of the selected one."""
-        return masks.map_with_path(lambda p, new, old: old if is_head(p) else new, selected, theta)
-
-    def init(key, params):
-        inner_key, head_key = jax.random.split(key)
-        theta, state = method.init(inner_key, params)
-        own = _own_leaves(theta, is_head, heads)
-        if taken := sorted(own.keys() & set(method.divided(state))):
-            raise ValueError(
-                f"multihead: the pattern {heads!r} makes '{taken[0]}' each task's own, but the "
-                f"method shares its entries out among the tasks; tell the method to leave it "
-                f"alone, by its own heads={heads!r}."
-            )
-        rows = _rows(head_key, own, tasks)
-        return masks.map_with_path(lambda path, leaf: rows.get(path, leaf), theta), state
+    own = _Own(method.params_prefix, heads, tasks)
 
     def begin_task(key, theta, state, task):
-        own = _own_leaves(theta, is_head, heads)
-        goes_on = _carried(own, method.params_prefix, carried)
+        theta = own.carry(theta, task, carried)
+        selected, state = method.begin_task(key, own.select(theta, task), state, task)
+        return own.restore(selected, theta), state
+
+    def end_task(theta, state, task):
+        selected, state = method.end_task(own.select(theta, task), state, task)
+        return own.restore(selected, theta), state
+
+    def in_task(function):
+        return lambda theta, state, task, progress=None: function(
+            own.select(theta, task), state, task, progress
+        )
+
+    def on_first(function):
+        return lambda theta, state: function(own.select(theta, 0), state)
+
+    multiheaded = method._replace(
+        init=partial(_init, method, own),
+        begin_task=begin_task,
+        view=in_task(method.view),
+        trainable=own.mask_of(method.trainable, lambda task: jnp.arange(tasks) == task),
+        trainable_seen=own.mask_of(method.trainable, lambda task: jnp.arange(tasks) <= task),
+        penalty=in_task(method.penalty),
+        end_task=end_task,
+        measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
+        tasks=tasks,
+        **_of_the_trained(method, own),
+    )
+    return guarded("multihead", multiheaded)
+
+
+class _Own(NamedTuple):
+    """The leaves of which every task has a row of its own.
+
+    Attributes:
+        prefix: what stands before the network's paths in theirs.
+        pattern: regular expression of the network's leaves that are meant.
+        tasks: number of rows.
+    """
+
+    prefix: str
+    pattern: str
+    tasks: int
+
+    def has(self, path: str) -> bool:
+        named = path.removeprefix(self.prefix)
+        return path.startswith(self.prefix) and re.search(self.pattern, named) is not None
+
+    def leaves(self, theta: PyTree) -> dict[str, jax.Array]:
+        """Those leaves by path."""
+        leaves = masks.leaves_by_path(theta)
+        own = {path: leaf for path, leaf in leaves.items() if self.has(path)}
+        if not own:
+            raise ValueError(
+                f"multihead: the pattern {self.pattern!r} matches no leaf; the leaves are "
+                f"{shorten(sorted(leaves))}."
+            )
+        return own
+
+    def select(self, theta: PyTree, task: Any) -> PyTree:
+        """One task's rows in the place of all."""
+        return masks.map_with_path(lambda p, leaf: leaf[task] if self.has(p) else leaf, theta)
+
+    def restore(self, selected: PyTree, theta: PyTree) -> PyTree:
+        """All tasks' rows back in the place of one's."""
+        return masks.map_with_path(lambda p, new, old: old if self.has(p) else new, selected, theta)
+
+    def carry(self, theta: PyTree, task: Any, carried: str | None) -> PyTree:
+        """The task's rows of what goes on from its predecessor."""
+        goes_on = _carried(self.leaves(theta), self.prefix, carried)
 
         def start(path, leaf):
             if path not in goes_on:
                 return leaf
             return leaf.at[task].set(leaf[jnp.maximum(task - 1, 0)])
 
-        theta = masks.map_with_path(start, theta)
-        selected, state = method.begin_task(key, select(theta, task), state, task)
-        return restore(selected, theta), state
+        return masks.map_with_path(start, theta)
 
-    def end_task(theta, state, task):
-        selected, state = method.end_task(select(theta, task), state, task)
-        return restore(selected, theta), state
-
-    def mask_of(inner, rows):
-        """The mask `inner` for all leaves but the heads, of which `rows(task)` may change."""
+    def mask_of(self, inner: Callable, rows: Callable) -> Callable:
+        """The mask `inner` for all leaves but these, of which `rows(task)` may change."""
 
         def trainable(theta, state, task):
-            selected = select(theta, task)
+            selected = self.select(theta, task)
             mask = masks.expand(inner(selected, state, task), selected)
 
             def with_rows(path, leaf, head):
-                if not is_head(path):
+                if not self.has(path):
                     return leaf
-                return rows(task).reshape([tasks] + [1] * head.ndim)
+                return rows(task).reshape([self.tasks] + [1] * head.ndim)
 
             return masks.map_with_path(with_rows, mask, selected, is_leaf=masks.is_mask)
 
         return trainable
 
-    def in_task(function):
-        return lambda theta, state, task, progress=None: function(
-            select(theta, task), state, task, progress
+
+def _init(method: Method, own: _Own, key: jax.Array, params: PyTree) -> tuple[PyTree, PyTree]:
+    """The method's start, with a row for each task of what is their own."""
+    inner_key, head_key = jax.random.split(key)
+    theta, state = method.init(inner_key, params)
+    leaves = own.leaves(theta)
+    if taken := sorted(leaves.keys() & set(method.divided(state))):
+        raise ValueError(
+            f"multihead: the pattern {own.pattern!r} makes '{taken[0]}' each task's own, but the "
+            f"method shares its entries out among the tasks; tell the method to leave it "
+            f"alone, by its own heads={own.pattern!r}."
         )
-
-    def on_first(function):
-        return lambda theta, state: function(select(theta, 0), state)
-
-    multiheaded = method._replace(
-        init=init,
-        begin_task=begin_task,
-        view=in_task(method.view),
-        trainable=mask_of(method.trainable, lambda task: jnp.arange(tasks) == task),
-        trainable_seen=mask_of(method.trainable, lambda task: jnp.arange(tasks) <= task),
-        penalty=in_task(method.penalty),
-        end_task=end_task,
-        measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
-        tasks=tasks,
-        **_of_the_trained(method, select, restore, is_head),
-    )
-    return guarded("multihead", multiheaded)
+    rows = _rows(head_key, leaves, own.tasks)
+    return masks.map_with_path(lambda path, leaf: rows.get(path, leaf), theta), state
 
 
-def _of_the_trained(
-    method: Method, select: Callable, restore: Callable, is_head: Callable
-) -> dict[str, Callable | None]:
+def _of_the_trained(method: Method, own: _Own) -> dict[str, Callable | None]:
     """What the method can do once it is trained, for one task's head or with it."""
     used, compact, forget = method.used, method.compact, method.forget_task
 
     def used_of(theta, state, task):
         assert used is not None
-        return used(select(theta, task), state, task)
+        return used(own.select(theta, task), state, task)
 
     def compact_of(theta, state, task, statistics):
         assert compact is not None
-        return compact(select(theta, task), state, task, statistics)
+        return compact(own.select(theta, task), state, task, statistics)
 
     def forget_of(theta, state, memory, task, kept, fresh):
         assert forget is not None
-        rest = select(theta, task), state, memory, task, kept, select(fresh, task)
+        rest = own.select(theta, task), state, memory, task, kept, own.select(fresh, task)
         selected, state, memory = forget(*rest)
         theta = masks.map_with_path(
-            lambda path, leaf, new: leaf.at[task].set(new[task]) if is_head(path) else leaf,
+            lambda path, leaf, new: leaf.at[task].set(new[task]) if own.has(path) else leaf,
             theta, fresh,
         )  # fmt: skip
-        return restore(selected, theta), state, memory
+        return own.restore(selected, theta), state, memory
 
     return {
         "used": used and used_of,
         "compact": compact and compact_of,
         "forget_task": forget and forget_of,
     }
-
-
-def _own_leaves(theta: PyTree, is_head: Callable, heads: str) -> dict[str, jax.Array]:
-    """The leaves that are each task's own, by path."""
-    leaves = masks.leaves_by_path(theta)
-    own = {path: leaf for path, leaf in leaves.items() if is_head(path)}
-    if not own:
-        raise ValueError(
-            f"multihead: the pattern {heads!r} matches no leaf; the leaves are "
-            f"{shorten(sorted(leaves))}."
-        )
-    return own
 
 
 def _rows(key: jax.Array, own: dict[str, jax.Array], tasks: int) -> dict[str, jax.Array]:
@@ -184,7 +204,8 @@ def _rows(key: jax.Array, own: dict[str, jax.Array], tasks: int) -> dict[str, ja
     rows = {path: jnp.stack([jnp.asarray(leaf)] * tasks) for path, leaf in own.items()}
     for path, values in zip(drawn, draws):
         leaf = jnp.asarray(own[path])
-        rows[path] = leaf.ravel()[(values * leaf.size).astype(int)].at[0].set(leaf)
+        drawn = leaf.ravel()[(values * leaf.size).astype(int)]
+        rows[path] = sharding.like(drawn, leaf).at[0].set(leaf)
     return rows
 
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jax.extend import core
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_choice, is_concrete
 from jaxcl.core.trees import PyTree
 
@@ -90,12 +90,13 @@ def isolate(
         if callable(mask):  # optax calls `init` with an empty placeholder to label its state
             mask = mask(params) if jax.tree.leaves(params) else True
         masks.check_prefix(mask, params)
-        return apart(IsolateState(_arrays(mask), inner.init(params)), params)
+        state = sharding.placed(inner.init(params), params)
+        return apart(IsolateState(_arrays(mask), state), params)
 
     def update_fn(updates, state, params=None, **extra_args):
         # Tied to the gradient, so that XLA forms a mask from its factors inside the update instead
         # of moving the product, as large as the parameters, out of a training loop.
-        trainable, updates = jax.lax.optimization_barrier((state.trainable, updates))
+        trainable, updates = _tied(state.trainable, updates)
         mask = masks.resolve(trainable, updates)
         before, after = _drop_frozen, _keep_share
         if soft == "gradient":
@@ -171,9 +172,19 @@ def _arrays(mask):
     return jax.tree.map(lambda m: jnp.array(m) if is_concrete(m) else m, mask)
 
 
+def _tied(mask, updates):
+    """Both behind an optimization barrier, but for what is True without being an array."""
+    leaves, structure = jax.tree.flatten(mask)
+    arrays = [leaf for leaf in leaves if leaf is not True]
+    arrays, updates = jax.lax.optimization_barrier((arrays, updates))
+    rest = iter(arrays)
+    return jax.tree.unflatten(structure, [m if m is True else next(rest) for m in leaves]), updates
+
+
 def _drop_frozen(mask, gradient):
     """Zero where the mask is hard zero; `where`, because inf * 0 is nan."""
-    return jnp.where(mask != 0, gradient, jnp.zeros_like(gradient))
+    open_ = mask if mask.dtype == bool else mask != 0
+    return jnp.where(open_, gradient, jnp.zeros_like(gradient))
 
 
 def _keep_share(mask, update):
@@ -219,6 +230,8 @@ def _sources(jaxpr, sources):
 
     for eqn in jaxpr.eqns:
         found = [read(atom) for atom in eqn.invars]
+        if eqn.primitive.name == "gt" and len({*map(id, eqn.invars)}) == 1:
+            found = []  # no number is greater than itself: of `sharding.placed`
         if eqn.primitive.name in ("jit", "pjit"):
             found = _sources(eqn.params["jaxpr"].jaxpr, found)
         else:

@@ -1,11 +1,9 @@
-"""Sequences of classification tasks: arrays in, arrays out.
+"""What a sequence of tasks is: its types, their checks, and what is known of where it comes from.
 
-A one-task `Benchmark` (`digits`, `mnist`, `fashion_mnist`, `cifar100`, or your own arrays through
-`from_arrays`) becomes a sequence by `split` (each task gets its own classes) or `permuted` (each
-task shuffles the pixels in its own way); `load` makes the usual sequences by name. Inputs keep the
-integers in which they are stored; `normalize` gives the function that turns bytes into floats, for
-the device. Integers of any other type than uint8 are tokens, which nothing normalizes. All is
-numpy, and the same arguments always give the same arrays.
+A `Benchmark` is a tuple of tasks, each with a training, a validation and a test split of arrays
+[N, ...] and labels [N]. Inputs keep the integers in which they are stored: `normalize` gives the
+function that turns bytes into floats, for the device; integers of any other type than uint8 are
+tokens, which nothing normalizes.
 """
 
 import hashlib

@@ -95,7 +95,7 @@ def _note(run: Run, name: str, tasks: list[int]) -> None:
 
 
 def _compared(trained: Trained, before: PyTree, after: PyTree) -> Forgotten:
-    method, seeds = trained.setup()[0].method, trained.run.settings["seeds"]
+    method, seeds = trained.setup()[0].method, len(trained.run.seeds)
 
     def kept_by(learner):
         return jax.tree.leaves((learner.theta, learner.state, learner.memory))

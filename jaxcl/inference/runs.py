@@ -25,7 +25,7 @@ from jaxcl.inference.predictor import Predictor, predictor
 from jaxcl.methods import REGISTRY, Spec
 from jaxcl.report.reading import read
 from jaxcl.report.results import Results
-from jaxcl.report.runs import record
+from jaxcl.report.runs import record, seeds_of
 from jaxcl.study import checkpoint, recipes
 from jaxcl.study.recipes import Choice, Options
 
@@ -54,6 +54,11 @@ class Run:
     def methods(self) -> tuple[str, ...]:
         """The names of its methods."""
         return tuple(self.specs)
+
+    @property
+    def seeds(self) -> list[int]:
+        """Its seeds."""
+        return seeds_of(self.settings)
 
     @cached_property
     def results(self) -> Results | None:
@@ -158,11 +163,14 @@ class Trained:
 
     def learner(self, seed: int) -> train.Learner:
         """One seed's learner, after its last finished task."""
-        seeds = self.run.settings["seeds"]
+        seeds = self.run.seeds
         whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, bool)
-        if not whole or not 0 <= seed < seeds:
-            raise ValueError(f"seed must be a whole number from 0 to {seeds - 1}, got {seed!r}.")
-        return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[seed]), self.content["learners"])
+        if not whole or seed not in seeds:
+            last = len(seeds) - 1
+            known = f"a whole number from 0 to {last}" if seeds[last] == last else f"one of {seeds}"
+            raise ValueError(f"seed must be {known}, got {seed!r}.")
+        row = seeds.index(int(seed))
+        return jax.tree.map(lambda leaf: jax.numpy.asarray(leaf[row]), self.content["learners"])
 
     @cached_property
     def _first(self) -> Predictor:
@@ -170,7 +178,8 @@ class Trained:
             raise self._unfinished()
         setup, _ = self.setup()
         forgotten = self.run.forgotten.get(self.spec.name, ())
-        return predictor(setup, self.learner(0), self.tasks, self.run.inputs, forgotten)
+        learner = self.learner(self.run.seeds[0])
+        return predictor(setup, learner, self.tasks, self.run.inputs, forgotten)
 
     def seed(self, seed: int) -> Predictor:
         """One seed's network.
@@ -186,6 +195,7 @@ def load(
     *,
     methods: Sequence[Spec] = (),
     builder: str | Callable | None = None,
+    shardings: Callable[[PyTree], PyTree] | None = None,
 ) -> Any:
     """Opens a run of the command, or a learner that `save` wrote.
 
@@ -193,6 +203,9 @@ def load(
         path: the folder.
         methods: the Specs of a run's methods that are not jaxcl's own.
         builder: for a learner, what it was saved with: see `save`.
+        shardings: for a learner, where its leaves go, whatever devices it was saved from: from the
+            tree of their shapes to one of shardings, such as
+            `lambda tree: jaxcl.sharding.by_path(tree, mesh, rules)`. By default the first device.
 
     Returns:
         A Run: `load("runs/x")["NAME"].seed(0).predict(images, task=2)`; or a Predictor.
@@ -203,7 +216,9 @@ def load(
     """
     folder = Path(path).expanduser()
     if saved.is_saved(folder):
-        return saved.restore(folder, builder)
+        return saved.restore(folder, builder, shardings)
+    if shardings is not None:
+        raise ValueError(f"{folder} is no learner that save() wrote; shardings are for those.")
     settings = record(folder)["settings"]
     try:
         return _run(folder, settings, {spec.name: spec for spec in methods})
@@ -216,8 +231,8 @@ def _run(folder: Path, settings: Any, given: Mapping[str, Spec]) -> Run:
         raise ValueError("it does not hold the settings of a run.")
     if "inputs" not in settings:
         raise ValueError("it is of an earlier version of jaxcl, whose networks cannot be opened.")
-    for name in ("tasks", "seeds"):
-        check_count(name, settings[name], 1 << 20)
+    check_count("tasks", settings["tasks"], 1 << 20)
+    seeds_of(settings)
     names = settings.get("methods", [])
     if not isinstance(settings["benchmark"], str):
         raise ValueError(f"benchmark must be a name, got {settings['benchmark']!r}.")

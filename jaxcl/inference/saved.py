@@ -75,13 +75,18 @@ def is_saved(folder: Path) -> bool:
     return (folder / RECORD).is_file()
 
 
-def restore(folder: Path, builder: str | Callable | None) -> Predictor:
+def restore(
+    folder: Path,
+    builder: str | Callable | None,
+    shardings: Callable[[PyTree], PyTree] | None = None,
+) -> Predictor:
     """What `save` wrote, as a Predictor.
 
     Args:
         folder: the folder.
         builder: a function as for `save`, or its name. It has to be given: a name that a file holds
             is not trusted to be imported.
+        shardings: from the tree of the leaves' shapes to one of shardings.
 
     Raises:
         ValueError: without a builder, for a damaged folder, or one of another learner.
@@ -102,7 +107,13 @@ def restore(folder: Path, builder: str | Callable | None) -> Predictor:
             f"jaxcl.load(..., builder={named!r})."
         )
     setup = _built(builder)
-    found = checkpoint.restore(folder / LEARNER, _abstract(setup, room, parts))
+    like = _abstract(setup, room, parts)
+    if shardings is not None:
+        like = jax.tree.map(
+            lambda leaf, at: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=at),
+            like, shardings(like),
+        )  # fmt: skip
+    found = checkpoint.restore(folder / LEARNER, like)
     return predictor(setup, _as_learner(setup, found, room), tasks, inputs)
 
 

@@ -88,7 +88,7 @@ def infer(
             cannot be mixed.
 
     Source: Hendrycks and Gimpel (2017) for the maximum softmax, Liu et al. (2020) for the energy,
-        Wortsman et al., Supermasks in superposition (2020), Sec. 3.3, for the gradient, there
+        Wortsman et al., Supermasks in superposition (2020), for the gradient, there
         called One-Shot: their W * sum a_i M_i is the mixture of the views W * M_i.
     Differs: heads and norms of each task's own are mixed like the rest.
 

@@ -19,7 +19,7 @@ from jax.extend.core import ClosedJaxpr, Literal, jaxpr_as_fun
 
 from jaxcl.core.model import Model, Wiring
 from jaxcl.core.trees import PyTree
-from jaxcl.methods.hat import overlap
+from jaxcl.methods.gated import overlap
 from jaxcl.methods.pnn import apply_lateral
 
 __all__ = ["AFS", "APS", "afs", "aps", "compression", "reuse", "transfer_score"]

@@ -18,7 +18,8 @@ from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree
 from jaxcl.methods import units as of_units
 from jaxcl.methods.finetune import finetune
-from jaxcl.methods.packnet import MOST_TASKS, prune_fractions
+from jaxcl.methods.packnet import MOST_TASKS
+from jaxcl.methods.pruning import prune_fractions
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
 
 START = 0.01  # of every picking mask

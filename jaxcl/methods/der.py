@@ -25,7 +25,7 @@ class DEROptions:
 
     memory: int = option(200, least=1)
     replay_batch: int | None = option(None, least=1)
-    alpha: float = option(0.2, least=0, sweep=True)
+    alpha: float = option(0.2, least=0, sweep=True, tune=(0.1, 0.3, 1.0))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class DERPPOptions(DEROptions):
         beta: weight of the loss of the stored labels.
     """
 
-    beta: float = option(0.5, least=0, sweep=True)
+    beta: float = option(0.5, least=0, sweep=True, tune=(0.5, 1.0))
 
 
 def der(

@@ -39,7 +39,7 @@ class EWCOptions:
         gamma: with online, the share of the importance that is left after a further task.
     """
 
-    strength: float = option(100.0, least=0, sweep=True)
+    strength: float = option(100.0, least=0, sweep=True, tune=(1, 10, 100, 1000))
     fisher: Literal["exact", "sampled", "empirical"] = "exact"
     examples: int | None = option(1000, least=1)
     online: bool = False

@@ -15,6 +15,7 @@ from jaxcl.core.checks import check_count, check_pattern
 from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Method, Phase, used_in
 from jaxcl.core.model import Wiring
+from jaxcl.core.trees import PyTree
 from jaxcl.methods import units as of_units
 from jaxcl.methods.finetune import finetune
 from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
@@ -111,15 +112,7 @@ def expandnet(
         return theta, ExpandNetState(inner, state.stamps, jnp.bool_(False))
 
     def view(theta, state, task, progress=None):
-        params = base.view(theta, state.base, task, progress)
-
-        def cut(path, leaf):
-            if path not in wiring.inputs and path not in wiring.outputs:
-                return leaf
-            own = _connected(wiring, path, leaf, state.stamps, task)
-            return jnp.where(own, leaf, jnp.zeros_like(leaf))
-
-        return of_units.join_units(wiring, masks.map_with_path(cut, params))
+        return _seen(wiring, base.view(theta, state.base, task, progress), state.stamps, task)
 
     def trainable(theta, state, task):
         given = masks.expand(base.trainable(theta, state.base, task), theta)
@@ -152,6 +145,18 @@ def expandnet(
         used=used_in(view),
         forget_task=None,
     )
+
+
+def _seen(wiring: Wiring, params: PyTree, stamps, task) -> PyTree:
+    """The parameters without the weights that the task's network does not have."""
+
+    def cut(path, leaf):
+        if path not in wiring.inputs and path not in wiring.outputs:
+            return leaf
+        own = _connected(wiring, path, leaf, stamps, task)
+        return jnp.where(own, leaf, jnp.zeros_like(leaf))
+
+    return of_units.join_units(wiring, masks.map_with_path(cut, params))
 
 
 def _connected(wiring: Wiring, path: str, leaf: jax.Array, stamps, task) -> jax.Array:

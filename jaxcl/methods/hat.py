@@ -1,6 +1,5 @@
 """HAT: hard attention to the task."""
 
-import math
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -9,13 +8,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_choice, check_count
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Measure, Method, used_in
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree, draw
 from jaxcl.methods.compaction import compacted
+from jaxcl.methods.gated import (
+    attended_weights,
+    cut_unattended,
+    fold,
+    input_factor,
+    overlap,
+    protection,
+)
 from jaxcl.methods.spec import Built, Limit, Problem, Spec, all_used, check_options, option
 from jaxcl.wiring.table import check_wiring
 
@@ -35,8 +42,8 @@ class HATOptions:
         gradient: which derivative the gates have.
     """
 
-    s_max: float = option(400.0, above=1, sweep=True)
-    c: float = option(0.75, least=0, sweep=True)
+    s_max: float = option(400.0, above=1, sweep=True, tune=(50, 100, 200, 400))
+    c: float = option(0.75, least=0, sweep=True, tune=(0.25, 0.75, 1.5))
     hard: bool = True
     gradient: Literal["original", "published", "clipped", "ideal"] = "original"
 
@@ -176,38 +183,11 @@ def hat(
     check_options(HATOptions, given, "hat: {}".format)
     check_choice("hat: embedding", embedding, ("normal", "uniform"))
 
-    def gates(theta, task, progress):
-        s = s_max if progress is None else annealed(progress, s_max)
-
-        def attend(table):
-            if hard and progress is None:
-                return table[task] > 0
-            scales = jnp.asarray(s, table.dtype), jnp.asarray(s_max, table.dtype)
-            return gate(table[task], *scales, gradient)
-
-        return jax.tree.map(attend, theta["embeddings"])
-
-    def view(theta, state, task, progress=None):
-        attention, params = gates(theta, task, progress), theta["params"]
-        if hard and progress is None:
-            params = cut_unattended(wiring, params, attention)
-        elif not wiring.native:
-            params = fold(wiring, params, attention)
-        return params | {"gates": attention} if wiring.native else params
+    gates = partial(_gates, s_max, hard, gradient)
+    view = partial(_view, wiring, hard, gates)
 
     def penalty(theta, state, task, progress=None):
         return c * regularizer(gates(theta, task, progress), state.attention)
-
-    def project(theta):
-        clip = partial(jnp.clip, min=-MOST_EMBEDDING, max=MOST_EMBEDDING)
-        return theta | {"embeddings": jax.tree.map(clip, theta["embeddings"])}
-
-    def end_task(theta, state, task):
-        def most(before, now):  # of the two that is a number, where training has diverged
-            return jnp.fmax(before, now.astype(before.dtype))
-
-        attention = gates(theta, task, None)
-        return theta, HATState(jax.tree.map(most, state.attention, attention))
 
     def capacity(theta, state):
         return masks.capacity(attended_weights(wiring, theta["params"], state.attention))
@@ -217,8 +197,8 @@ def hat(
         view=view,
         trainable=partial(_trainable, wiring),
         penalty=penalty,
-        project=project,
-        end_task=end_task,
+        project=_project,
+        end_task=partial(_end_task, gates),
         measures=(
             Measure("capacity", capacity),
             Measure("overlap", lambda t, _: overlap(wiring, t["params"], t["embeddings"])),
@@ -236,13 +216,55 @@ def hat(
 
 
 def _init(wiring: Wiring, tasks: int, embedding: str, key, params) -> tuple[PyTree, HATState]:
-    """Embeddings are drawn; no unit has got attention yet."""
+    """Embeddings are drawn; no unit has got attention yet. They lie with the units' weights."""
     check_wiring(wiring, params)
+    leaves = masks.leaves_by_path(params)
+    feeds = sorted((np.ndim(leaves[path]), path) for path in wiring.outputs)  # kernels are last
+    units = {wiring.outputs[path]: sharding.units_of(leaves[path]) for _, path in feeds}
     sampler = {"normal": jax.random.normal, "uniform": partial(jax.random.uniform, maxval=2.0)}
     names = sorted(wiring.gates)
     tables = draw(sampler[embedding], key, [(tasks, wiring.gates[name]) for name in names])
-    attention = {name: jnp.zeros(units) for name, units in wiring.gates.items()}
-    return {"params": params, "embeddings": dict(zip(names, tables))}, HATState(attention)
+    embeddings = {name: sharding.like(t, units[name]) for name, t in zip(names, tables)}
+    attention = {name: unit.astype(float) for name, unit in units.items()}
+    return {"params": params, "embeddings": embeddings}, HATState(attention)
+
+
+def _gates(s_max, hard: bool, gradient: str, theta: PyTree, task, progress) -> PyTree:
+    """A task's attention to each unit: annealed in training, thresholded after it if hard."""
+    s = s_max if progress is None else annealed(progress, s_max)
+
+    def attend(table):
+        if hard and progress is None:
+            return table[task] > 0
+        scales = jnp.asarray(s, table.dtype), jnp.asarray(s_max, table.dtype)
+        return gate(table[task], *scales, gradient)
+
+    return jax.tree.map(attend, theta["embeddings"])
+
+
+def _view(wiring: Wiring, hard: bool, gates, theta: PyTree, state, task, progress=None) -> PyTree:
+    """The parameters with their gates folded in, or beside them where the network takes gates."""
+    attention, params = gates(theta, task, progress), theta["params"]
+    if hard and progress is None:
+        params = cut_unattended(wiring, params, attention)
+    elif not wiring.native:
+        params = fold(wiring, params, attention)
+    return params | {"gates": attention} if wiring.native else params
+
+
+def _project(theta: PyTree) -> PyTree:
+    """Embeddings stay where their gates still have a slope."""
+    clip = partial(jnp.clip, min=-MOST_EMBEDDING, max=MOST_EMBEDDING)
+    return theta | {"embeddings": jax.tree.map(clip, theta["embeddings"])}
+
+
+def _end_task(gates, theta: PyTree, state: HATState, task) -> tuple[PyTree, HATState]:
+    """Each unit keeps the largest attention that it got so far."""
+
+    def most(before, now):  # of the two that is a number, where training has diverged
+        return jnp.fmax(before, now.astype(before.dtype))
+
+    return theta, HATState(jax.tree.map(most, state.attention, gates(theta, task, None)))
 
 
 def _trainable(wiring: Wiring, theta: PyTree, state: HATState, task) -> PyTree:
@@ -291,7 +313,7 @@ def _forget(
     def renew(path, leaf, new):
         if path not in wiring.inputs and path not in wiring.outputs:
             return leaf if kept.any() else new
-        before, now = (_protection(wiring, path, leaf, a) for a in (state.attention, rest))
+        before, now = (protection(wiring, path, leaf, a) for a in (state.attention, rest))
         return jnp.where((before > 0) & (now == 0), new, leaf)
 
     embeddings = jax.tree.map(
@@ -299,16 +321,6 @@ def _forget(
     )
     params = masks.map_with_path(renew, theta["params"], fresh["params"])
     return {"params": params, "embeddings": embeddings}, HATState(rest), memory
-
-
-def _protection(wiring: Wiring, path: str, leaf: jax.Array, attention: PyTree) -> jax.Array:
-    """The smaller of the attentions at a leaf's two ends, 1 where there is no gate: broadcasts."""
-    source = target = jnp.ones((1,) * leaf.ndim)
-    if path in wiring.inputs:
-        source = input_factor(wiring, path, leaf, attention)
-    if path in wiring.outputs:
-        target = attention[wiring.outputs[path]].reshape((1,) * (leaf.ndim - 1) + (-1,))
-    return jnp.minimum(source, target)
 
 
 def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:
@@ -329,79 +341,6 @@ def regularizer(gates: PyTree, attention: PyTree) -> jax.Array:
     spent = sum(jax.tree.leaves(spent))
     total = sum(jnp.sum(f) for f in jax.tree.leaves(free))
     return jnp.where(total > 1e-6, spent / jnp.maximum(total, 1e-6), 0.0)
-
-
-def input_factor(wiring: Wiring, path: str, leaf: jax.Array, gates: PyTree) -> jax.Array:
-    """The gates along a kernel's input axis, as an array that broadcasts against the kernel.
-
-    Raw input counts as always used: 1. A channel that a flattening spreads over space repeats its
-    gate (NHWC: the whole vector is tiled). In a grouped convolution each output sees its own
-    group's inputs alone.
-    """
-    segments = [
-        jnp.ones(repeats) if name is None else jnp.tile(gates[name], repeats)
-        for name, repeats in wiring.inputs[path]
-    ]
-    factor = jnp.concatenate(segments)[:, None]
-    groups = wiring.groups.get(path, 1)
-    if groups > 1:
-        factor = jnp.repeat(factor.reshape(groups, -1), leaf.shape[-1] // groups, axis=0).T
-    return factor.reshape((1,) * (leaf.ndim - 2) + factor.shape)
-
-
-def fold(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
-    """Scales each kernel's input axis by the gates that feed it.
-
-    This equals multiplying the activations, whatever the activation function, if the gate is the
-    last operation before the kernel.
-    """
-
-    def scale(path, leaf):
-        if path not in wiring.inputs:
-            return leaf
-        return leaf * input_factor(wiring, path, leaf, gates).astype(leaf.dtype)
-
-    return masks.map_with_path(scale, params)
-
-
-def cut_unattended(wiring: Wiring, params: PyTree, gates: PyTree) -> PyTree:
-    """Zeroes what feeds a unit whose gate is 0 and what reads it: a task's network is only its own.
-
-    Later tasks move what is cut, so it is not multiplied by zero, but replaced: 0 * inf is nan. For
-    gates of 0 and 1 this is what `fold` computes.
-    """
-
-    def cut(path, leaf):
-        if path in wiring.outputs:
-            leaf = jnp.where(gates[wiring.outputs[path]] == 0, jnp.zeros_like(leaf), leaf)
-        if path in wiring.inputs:
-            closed = input_factor(wiring, path, leaf, gates) == 0
-            leaf = jnp.where(closed, jnp.zeros_like(leaf), leaf)
-        return leaf
-
-    return masks.map_with_path(cut, params)
-
-
-def attended_weights(wiring: Wiring, params: PyTree, attention: PyTree) -> PyTree:
-    """Which weights lie between two attended units: bool, one array for each gated kernel.
-
-    Source: HAT (2018), Sec. 4.4: capacity used is the share of these weights.
-    """
-    leaves = masks.leaves_by_path(params)
-    return {
-        path: jnp.broadcast_to(
-            masks.dense(
-                masks.Attended(
-                    input_factor(wiring, path, leaves[path], attention),
-                    attention[wiring.outputs[path]],
-                )
-            )
-            < 0.5,
-            leaves[path].shape,
-        )
-        for path in wiring.inputs
-        if path in wiring.outputs
-    }
 
 
 def open_gates(embeddings: PyTree) -> dict[str, jax.Array]:
@@ -426,32 +365,6 @@ def open_gates(embeddings: PyTree) -> dict[str, jax.Array]:
 def _fewest(units: dict[str, jax.Array]) -> jax.Array:
     """The fewest open units of any gate, for each task."""
     return jnp.stack(list(units.values())).min(axis=0)
-
-
-def overlap(wiring: Wiring, params: PyTree, embeddings: PyTree) -> jax.Array:
-    """The share of the network's weights that both of two tasks use: between two open gates.
-
-    Args:
-        wiring: HAT's table.
-        params: the network's parameters, or their shapes.
-        embeddings: for each gate [tasks, units]; a gate is open where the embedding is positive.
-
-    Returns:
-        [tasks, tasks], in [0, 1]; the diagonal is what each task uses by itself.
-    """
-    gates = jax.tree.map(lambda e: (e > 0).astype(jnp.float32), embeddings)
-    leaves, both, total = masks.leaves_by_path(params), jnp.float32(0), 0
-    for path in [path for path in wiring.inputs if path in wiring.outputs]:
-        leaf, target = leaves[path], gates[wiring.outputs[path]]
-        source = jax.vmap(lambda g: input_factor(wiring, path, leaf, g))(gates)  # noqa: B023
-        source = source.reshape(*source.shape[:1], *source.shape[-2:])
-        if source.shape[-1] == 1:  # all outputs have the same inputs
-            used = jnp.einsum("tik,sik->ts", source, source) * (target @ target.T)
-        else:
-            used = jnp.einsum("tio,sio,to,so->ts", source, source, target, target)
-        both += used * math.prod(leaf.shape[:-2])
-        total += leaf.size
-    return both / max(total, 1)
 
 
 def _build(problem: Problem, options: HATOptions) -> Built:

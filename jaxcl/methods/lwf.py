@@ -26,7 +26,7 @@ class LwFOptions:
         weighting: of several old tasks: each has the weight alpha, sum, or all together, mean.
     """
 
-    strength: float = option(1.0, least=0, sweep=True)
+    strength: float = option(1.0, least=0, sweep=True, tune=(0.3, 1, 3))
     temperature: float = option(2.0, above=0, sweep=True)
     weighting: Literal["sum", "mean"] = "sum"
 

@@ -37,7 +37,7 @@ class MASOptions:
         examples: examples of each task from which it is estimated; None takes all.
     """
 
-    strength: float = option(0.1, least=0, sweep=True)
+    strength: float = option(0.1, least=0, sweep=True, tune=(0.01, 0.1, 1, 10))
     accumulate: Literal["sum", "average"] = "sum"
     examples: int | None = option(1000, least=1)
 

@@ -1,44 +1,38 @@
 """PackNet: prune, freeze, and pack the next task into what is free."""
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from jaxcl.core import masks
+from jaxcl.core import masks, sharding
 from jaxcl.core.checks import (
     check_choice,
     check_count,
-    check_number,
     check_pattern,
-    is_concrete,
     shorten,
 )
 from jaxcl.core.guard import guarded
 from jaxcl.core.heads import HEAD
 from jaxcl.core.method import Measure, Method, Phase, used_in
 from jaxcl.core.trees import PyTree
+from jaxcl.methods.pruning import (
+    by_layer,
+    check_room,
+    group_sizes,
+    is_weight,
+    prune_fractions,
+    stack_axes,
+    weights_of,
+)
 from jaxcl.methods.spec import Built, Limit, Problem, Spec, all_used, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
-
-# Leaves of two or more axes that are no weights all the same, by their names in Flax, Haiku and
-# the usual code of one's own.
-NOT_WEIGHTS = (
-    r"(bias|scale|offset|shift|gamma|beta|gain)$",  # biases; what norms and layers multiply by, add
-    r"(^|/)b$",
-    r"(norm_?\d*|(^|/)(bn|ln|gn)_?\w?)/[^/]+$",  # whatever else a norm has
-    r"(^|/|_)(emb|embeds?|embeddings?|wte|wpe)$",  # tables of tokens
-    r"(^|/)(\w+_)?pos(itions?)?(_\w+)?$",  # and of positions
-)
-WEIGHTS = r"(^|/)(kernel|weight|w)$"  # also where one of their axes has length 1
 
 
 @dataclass(frozen=True)
@@ -54,7 +48,7 @@ class PackNetOptions:
     """
 
     prune: float | None = option(None, least=0, most=1, sweep=True)
-    retrain_scale: float = option(1.0, above=0, sweep=True)
+    retrain_scale: float = option(1.0, above=0, sweep=True, tune=(0.1, 1.0))
     room: int = option(0, least=0, most=MOST_TASKS)
 
 
@@ -126,32 +120,23 @@ def packnet(
         the task is given and nothing is overwritten. With `ties="exact"` exactly the stated number
         is pruned.
     """
-    check_count("packnet: tasks", tasks, MOST_TASKS)
-    check_choice("packnet: reinit_free", reinit_free, ("zero", "keep", "random"))
-    check_choice("packnet: ties", ties, masks.TIES)
-    check_choice("packnet: scope", scope, masks.SCOPES)
-    check_pattern("packnet: heads", heads)
-    given = {"retrain_scale": retrain_scale, "room": room}
-    check_options(PackNetOptions, given, "packnet: {}".format)
-    check_count("packnet: tasks and room", tasks + room, MOST_TASKS)
-    if isinstance(stacked, str):
-        check_pattern("packnet: stacked", stacked)
-    if stacked is not None and scope == "global":
-        raise ValueError("packnet: scope='global' ranks all layers together, stacked or not.")
+    _check(tasks, room, reinit_free, ties, scope, heads, retrain_scale, stacked)
     fractions, draws = prune_fractions(tasks + room, prune), reinit_free == "random"
-    stack_of = partial(_stack, stacked)
-    is_prunable = prunable or partial(_is_weight, heads, stack_of)
+    stack_of = partial(stack_axes, stacked)
+    is_prunable = prunable or partial(is_weight, heads, stack_of)
+    rank = partial(masks.smallest_fraction, ties=ties, scope=scope)
+    smallest = rank if stacked is None else partial(by_layer, rank, stack_of)
 
     def init(key, params):
-        weights = _weights(params, is_prunable)
+        weights = weights_of(params, is_prunable)
         stacks = {path: stack_of(path, leaf) for path, leaf in weights.items()}
         if stacked is not None and not any(stacks.values()):
             raise ValueError(
                 f"packnet: stacked={stacked!r} finds no prunable leaf; those are "
                 f"{shorten(sorted(weights))}."
             )
-        _check_room(_sizes(weights, stacks), fractions, scope)
-        owner = {path: jnp.zeros(leaf.shape, jnp.uint8) for path, leaf in weights.items()}
+        check_room(group_sizes(weights, stacks), fractions, scope)
+        owner = {path: sharding.zeros_like(leaf, jnp.uint8) for path, leaf in weights.items()}
         return params, PackNetState(owner, _shuffled(key, weights) if draws else {})
 
     def view(theta, state, task, progress=None):
@@ -164,14 +149,7 @@ def packnet(
         own = jax.tree.map(lambda o: o == task + 1, state.owner)
         with jax.enable_x64(True):  # numbers that are not traced keep Python's precision
             fraction = jnp.asarray(fractions)[task]
-        smallest = partial(masks.smallest_fraction, fraction=fraction, ties=ties, scope=scope)
-        if stacked is None:
-            freed = smallest(weights, among=own)
-        else:
-            freed = {
-                path: _by_layer(smallest, stack_of(path, leaf), leaf, own[path])
-                for path, leaf in weights.items()
-            }
+        freed = smallest(weights, among=own, fraction=fraction)
         owner = jax.tree.map(lambda o, f: jnp.where(f, 0, o).astype(jnp.uint8), state.owner, freed)
         if reinit_free != "keep":
             theta = _where_owned(lambda owner: owner > 0, theta, owner)
@@ -195,6 +173,22 @@ def packnet(
         forget_task=partial(_forget, reinit_free == "keep"),
     )
     return guarded("packnet", method)
+
+
+def _check(tasks, room, reinit_free, ties, scope, heads, retrain_scale, stacked) -> None:
+    """Raises ValueError for settings of `packnet` out of range."""
+    check_count("packnet: tasks", tasks, MOST_TASKS)
+    check_choice("packnet: reinit_free", reinit_free, ("zero", "keep", "random"))
+    check_choice("packnet: ties", ties, masks.TIES)
+    check_choice("packnet: scope", scope, masks.SCOPES)
+    check_pattern("packnet: heads", heads)
+    given = {"retrain_scale": retrain_scale, "room": room}
+    check_options(PackNetOptions, given, "packnet: {}".format)
+    check_count("packnet: tasks and room", tasks + room, MOST_TASKS)
+    if isinstance(stacked, str):
+        check_pattern("packnet: stacked", stacked)
+    if stacked is not None and scope == "global":
+        raise ValueError("packnet: scope='global' ranks all layers together, stacked or not.")
 
 
 def _claim(key, theta: PyTree, state: PackNetState, task) -> tuple[PyTree, PackNetState]:
@@ -266,124 +260,13 @@ def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:
     }
 
 
-def prune_fractions(tasks: int, prune: Any) -> Any:
-    """The share that each task gives up, [tasks]; the last task keeps all unless a list says else.
-
-    Args:
-        tasks: number of tasks.
-        prune: as in `packnet`.
-
-    Returns:
-        An array of `tasks` floats in [0, 1]: float64, or if they are traced float32.
-
-    Raises:
-        ValueError: for a share outside [0, 1], a list of another length, or a task before the last
-            that would leave no free weight.
-
-    >>> print(prune_fractions(4, "equal"))
-    [0.75       0.66666667 0.5        0.        ]
-    """
-    if isinstance(prune, str):
-        if prune != "equal":
-            raise ValueError(f"packnet: prune must be shares in [0, 1] or 'equal', got {prune!r}.")
-        left = np.arange(tasks - 1, -1, -1)
-        return left / (left + 1)
-    check_number("packnet: prune", prune, least=0, most=1)
-    numpy = np if all(map(is_concrete, jax.tree.leaves(prune))) else jnp
-    if np.ndim(prune) == 0:
-        shares = numpy.where(np.arange(tasks) < tasks - 1, prune, 0.0)
-    elif len(prune) == tasks:
-        shares = numpy.asarray(prune)
-    else:
-        raise ValueError(
-            f"packnet: prune must list one share for each of {tasks} tasks, got {len(prune)}."
-        )
-    shares = shares.astype(np.float64 if numpy is np else np.float32)
-    if isinstance(shares, np.ndarray) and not np.all(shares[:-1]):
-        keeper = int(np.argmin(shares[:-1])) + 1
-        raise ValueError(
-            f"packnet: task {keeper} gives up no weight, so none is free for task {keeper + 1}; "
-            f"expected a share above 0 for every task but the last."
-        )
-    return shares
-
-
-def _weights(params: PyTree, is_prunable: Callable) -> dict[str, jax.Array]:
-    """The prunable leaves, by path."""
-    leaves = masks.leaves_by_path(params)
-    weights = {path: leaf for path, leaf in leaves.items() if is_prunable(path, leaf)}
-    if not weights:
-        raise ValueError(
-            "packnet: no leaf is prunable; by default those of two or more axes outside the "
-            "heads are, but for biases, norms and embeddings. The leaves are "
-            f"{shorten(sorted(leaves))}."
-        )
-    return weights
-
-
-def _sizes(weights: dict[str, jax.Array], stacks: Mapping[str, Sequence[int]]) -> list[int]:
-    """The number of weights of each group that is ranked together."""
-    sizes = []
-    for path, leaf in weights.items():
-        layers = math.prod(leaf.shape[axis] for axis in stacks[path])
-        sizes += [leaf.size // layers] * layers
-    return sizes
-
-
 def _shuffled(key: jax.Array, weights: dict[str, jax.Array]) -> dict[str, jax.Array]:
     """Each leaf's initial values in another order: fresh draws from them."""
     keys = jax.random.split(key, len(weights))
     return {
-        path: jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape)
+        path: sharding.like(jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape), leaf)
         for k, (path, leaf) in zip(keys, weights.items())
     }
-
-
-def _is_weight(heads, stack_of, path, leaf):
-    """Whether a leaf holds weights to share, by its name and by its shape within one layer."""
-    if re.search(heads, path) or any(re.search(p, path, re.IGNORECASE) for p in NOT_WEIGHTS):
-        return False
-    shape = [size for axis, size in enumerate(leaf.shape) if axis not in stack_of(path, leaf)]
-    return len(shape if re.search(WEIGHTS, path) else [size for size in shape if size > 1]) > 1
-
-
-def _stack(stacked, path, leaf):
-    """The axes along which a leaf holds one layer after the other."""
-    if stacked is None or isinstance(stacked, str):
-        return (0,) if stacked and re.search(stacked, path) else ()
-    axes = tuple(stacked(path, leaf))
-    if len({*axes} & {*range(leaf.ndim)}) < len(axes) or len(axes) >= max(leaf.ndim, 1):
-        raise ValueError(
-            f"packnet: stacked gives the axes {axes} for '{path}' of shape {tuple(leaf.shape)}; "
-            f"expected some of its axes, but not all, counted from 0."
-        )
-    return axes
-
-
-def _by_layer(smallest, stack, leaf, own):
-    """`smallest` of each of the layers that are stacked along some axes of a leaf."""
-    first = range(len(stack))
-
-    def layers(array):
-        moved = jnp.moveaxis(array, stack, first)
-        return moved.reshape(-1, *moved.shape[len(stack) :])
-
-    freed = jax.vmap(lambda w, o: smallest(w, among=o))(layers(leaf), layers(own))
-    return jnp.moveaxis(freed.reshape(jnp.moveaxis(own, stack, first).shape), first, stack)
-
-
-def _check_room(sizes, fractions, scope):
-    """Raises ValueError if some task would find no free weight, as far as the shares are known."""
-    if not isinstance(fractions, np.ndarray):
-        return
-    free = np.array(sizes if scope == "leaf" else [sum(sizes)])
-    for task, fraction in enumerate(fractions[:-1], start=2):
-        free = np.round(fraction * free)
-        if not free.any():
-            raise ValueError(
-                f"packnet: no weight is free for task {task} of {len(fractions)}: its predecessors "
-                f"keep all {sum(sizes):,}; let them give up more, or train fewer tasks."
-            )
 
 
 def _build(problem: Problem, options: PackNetOptions) -> Built:

@@ -37,7 +37,7 @@ class PNNOptions:
     """
 
     lateral: Literal["adapter", "linear"] = "adapter"
-    alpha: float = option(1.0, sweep=True)
+    alpha: float = option(1.0, sweep=True, tune=(0.1, 1.0))
     column_width: float = option(1.0, above=0)
 
 

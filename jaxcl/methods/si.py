@@ -24,7 +24,7 @@ class SIOptions:
         rectify: cut negative importance off the sum over the tasks, total, or off each task's.
     """
 
-    strength: float = option(1.0, least=0, sweep=True)
+    strength: float = option(1.0, least=0, sweep=True, tune=(0.1, 1, 10, 100))
     xi: float = option(0.1, above=0, sweep=True)
     rectify: Literal["total", "task"] = "total"
 

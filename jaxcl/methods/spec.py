@@ -134,16 +134,26 @@ def option(
     least: float | None = None,
     most: float | None = None,
     sweep: bool = False,
+    tune: Sequence[float] = (),
 ) -> Any:
-    """A field of an options dataclass: its default, its range, and whether it can be swept."""
+    """A field of an options dataclass: its default, its range, whether it can be swept, and the
+    values among which a search chooses where nothing else is said.
+    """
     limits = {"above": above, "least": least, "most": most}
     limits = {name: value for name, value in limits.items() if value is not None}
-    return dataclasses.field(default=default, metadata={"limits": limits, "sweep": sweep})
+    metadata = {"limits": limits, "sweep": sweep, "tune": tuple(map(float, tune))}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def swept_names(kind: type) -> list[str]:
     """The fields of an options dataclass that can be swept."""
     return [f.name for f in dataclasses.fields(kind) if f.metadata.get("sweep")]
+
+
+def grid_of(kind: type) -> dict[str, tuple[float, ...]]:
+    """The fields of an options dataclass that a search tries, with their values."""
+    fields = dataclasses.fields(kind)
+    return {f.name: f.metadata["tune"] for f in fields if f.metadata.get("tune")}
 
 
 def check_options(

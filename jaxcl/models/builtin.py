@@ -1,9 +1,4 @@
-"""Networks: an MLP, an AlexNet-like net, ResNet-18 and VGG-16; adapters for yours.
-
-`mlp`, `alexnet`, `resnet18` and `vgg16` give a Model; MLP, AlexNetLike, ResNet18 and VGG16 are the
-Flax modules behind them. `from_nnx`, `from_linen` and `from_function` make a Model of yours, whose
-convolutions train faster on a CPU with `conv_general_dilated`.
-"""
+"""The networks that come with the library: each is a Flax module and a Model of it."""
 
 import math
 from collections.abc import Callable, Sequence

@@ -18,6 +18,7 @@ from jaxcl.models.layers import (
     drop,
     make_layer,
     make_wiring,
+    relu,
 )
 
 
@@ -99,7 +100,7 @@ class Chain(nnx.Module):
             hiddens.append(x)
             x = layer(x)
             x = self.norms[str(i)](x) if unit.norm else x
-            x = nnx.relu(add_lateral(x, laterals[i - 1] if i else None))
+            x = relu(add_lateral(x, laterals[i - 1] if i else None))
             x = drop(self.dropouts[i + 1], x)
             pooled: Any = max_pool(x, (2, 2), (2, 2)) if unit.pool else x
             x = apply_gate(pooled, gates, f"layer{i}")

@@ -47,6 +47,18 @@ def add_lateral(x: jax.Array, lateral: jax.Array | None) -> jax.Array:
     return x if lateral is None else x + lateral.astype(x.dtype)
 
 
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """max(x, 0), whose derivative reads the result: what goes in need not be kept."""
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals, tangents):
+    y = relu(*primals)
+    return y, jnp.where(y > 0, tangents[0], jnp.zeros_like(tangents[0]))
+
+
 def apply_gate(x: jax.Array, gates: Mapping[str, jax.Array] | None, name: str) -> jax.Array:
     """Scales the last axis of `x` by its gate, in the gate's precision; a bool gate selects."""
     if not gates or name not in gates:

@@ -16,6 +16,7 @@ from jaxcl.models.layers import (
     draw_kernels,
     make_layer,
     make_wiring,
+    relu,
 )
 
 
@@ -69,7 +70,7 @@ class ResNet18(nnx.Module):
     def column(self, x, laterals, *, gates=None):
         """Logits and the inputs of the blocks and of the head; see Model.column."""
         x = x.reshape(x.shape[0], *self.shape)
-        x = nnx.relu(self.stem_norm(self.stem(x)))
+        x = relu(self.stem_norm(self.stem(x)))
         hiddens = []
         for i, block in enumerate(self.blocks):
             hiddens.append(apply_gate(x, gates, _stream(i)))
@@ -113,8 +114,8 @@ class Block(nnx.Module):
     def __call__(self, stream, x, lateral, gates, name):
         """The next stream, from the stream and `x`, the stream behind its gate."""
         skip = stream if self.shortcut is None else self.shortcut_norm(self.shortcut(x))
-        x = apply_gate(nnx.relu(self.norm1(self.conv1(x))), gates, name)
-        return nnx.relu(add_lateral(self.norm2(self.conv2(x)) + skip, lateral))
+        x = apply_gate(relu(self.norm1(self.conv1(x))), gates, name)
+        return relu(add_lateral(self.norm2(self.conv2(x)) + skip, lateral))
 
 
 def _plan(shape: tuple[int, ...], width: int, classes: int) -> tuple[LateralSpec, ...]:

@@ -8,7 +8,7 @@ from jaxcl.report.paired import Pair, pairs
 from jaxcl.report.reading import read
 from jaxcl.report.results import MethodResults, Results, Row, Shown, summary
 from jaxcl.report.scenarios import scenarios_markdown, scenarios_table, write_scenarios
-from jaxcl.report.tables import markdown, table, usage
+from jaxcl.report.tables import markdown, table, usage, within_table
 from jaxcl.report.wording import sentence
 from jaxcl.report.write import draw, plots, write
 
@@ -33,6 +33,7 @@ __all__ = [
     "to_latex",
     "to_pandas",
     "usage",
+    "within_table",
     "write",
     "write_scenarios",
 ]

@@ -13,9 +13,11 @@ from jaxcl.data.benchmark import check as check_benchmark
 from jaxcl.methods import REGISTRY, check_distinct, find
 from jaxcl.methods.spec import Spec
 from jaxcl.report.results import MethodResults, Results, shown_of
+from jaxcl.report.runs import seeds_as
 from jaxcl.study import comparison, recipes
 from jaxcl.study.comparison import MethodRun, Record
 from jaxcl.study.events import Event
+from jaxcl.study.points import Every, every
 from jaxcl.study.recipes import Choice, Options
 
 
@@ -27,6 +29,7 @@ def compare(
     *,
     model: Model | Callable[[float], Model] | None = None,
     watch: Callable[[str, Event], None] = lambda name, event: None,
+    evaluate_every: str | None = None,
     **layout: Any,
 ) -> Results:
     """Trains several methods on one sequence of tasks, as the command does, and writes no file.
@@ -41,6 +44,8 @@ def compare(
         model: the network; or a function of the share of the hidden units, 1 for all of them, which
             methods with narrower or wider networks call with others. None for the one of `options`.
         watch: called with a method's name and each event of its training.
+        evaluate_every: evaluate all tasks so far also while one is trained, each so many epochs,
+            such as "1epochs", or steps, such as "100steps".
         **layout: what else `study.build` takes: devices, chunk, devices_per_replica, reproducible.
 
     Returns:
@@ -60,7 +65,11 @@ def compare(
     check_distinct([choice.spec for choice in chosen])
     if model is not None:
         chosen = [choice._replace(model=model) for choice in chosen]
-    runs = [comparison.begin(choice, known, list(seeds), **layout) for choice in chosen]
+    points = None if evaluate_every is None else _points(evaluate_every)
+    runs = [
+        comparison.begin(choice, known, list(seeds), evaluate_every=points, **layout)
+        for choice in chosen
+    ]
     found = {}
     for run in runs:
         record, name = run.record, run.choice.spec.name
@@ -71,11 +80,19 @@ def compare(
     shared = options or recipes.defaults(known.name)
     own = {choice.spec.name: dataclasses.asdict(choice.own) for choice in chosen}
     settings = {"tasks": len(known.tasks), "methods": [*found], "options": own}
-    settings |= {"benchmark": known.name, "seeds": len(seeds), **dataclasses.asdict(shared)}
+    settings |= {"benchmark": known.name, "seeds": seeds_as(seeds), **dataclasses.asdict(shared)}
+    settings |= {"evaluate_every": str(points)} if points else {}
     scenario = chosen[0].shared.scenario
     numbers = [int(seed) for seed in seeds]
     guessing = chance(known, scenario)
     return Results(known.name, len(known.tasks), numbers, settings, found, guessing)
+
+
+def _points(evaluate_every: str) -> Every:
+    try:
+        return every(evaluate_every)
+    except ValueError as error:
+        raise ValueError(f"evaluate_every {error}") from None
 
 
 def _methods(methods: Sequence[str | Spec | Choice] | None) -> Sequence[str | Spec | Choice]:
@@ -109,6 +126,7 @@ def method_results(run: MethodRun, record: Record) -> MethodResults:
         [(int(at[0]), int(at[1])) if at[0] else None for at in record.diverged],
         shown_of(run.choice.spec),
         record.curves,
+        record.during.get("accuracy"),
     )
 
 

@@ -3,13 +3,14 @@
 import csv
 import io
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxcl.core.checks import check_choice, install, load_extra
 from jaxcl.report import text
+from jaxcl.report.during import MEASURES
 from jaxcl.report.metrics import Interval
 from jaxcl.report.paired import best, pairs
 from jaxcl.report.results import Results, Row, as_results, summary
@@ -26,7 +27,8 @@ def records(results: Results | Mapping[str, Any], what: str = "table") -> list[d
         what: "table", a row for each method, fractions and half widths of their 95% intervals;
             "accuracy", a row for each method, seed, task trained on and task tested on, counted
             from 1; "measures", a row for each number of a method's own; "curves", a row for each
-            number of each epoch; or "pairs", a row for each two methods.
+            number of each epoch; "during", a row for each accuracy at a point within a task's
+            training, where point 0 is before it; or "pairs", a row for each two methods.
 
     Raises:
         ValueError: for something else, or results that do not fit together.
@@ -36,13 +38,15 @@ def records(results: Results | Mapping[str, Any], what: str = "table") -> list[d
 
 
 def _table(results: Results) -> list[dict[str, Any]]:
-    return [_row(row) for row in summary(results)]
+    rows = summary(results)
+    within = tuple(MEASURES) if any(row.anytime_accuracy for row in rows) else ()
+    return [_row(row, within) for row in rows]
 
 
-def _row(row: Row) -> dict[str, Any]:
+def _row(row: Row, within: Sequence[str]) -> dict[str, Any]:
     nothing = Interval(None, None)
     found: dict[str, Any] = {"method": row.method, "label": row.shown.label}
-    for name in ("accuracy", "forgetting", "backward_transfer", "capacity"):
+    for name in ("accuracy", "forgetting", "backward_transfer", "capacity", *within):
         mean, half = getattr(row, name) or nothing
         found |= {name: mean, f"{name}_half_width": half}
     for name in ("parameters", "extra_bytes", "seconds", "diverged"):
@@ -83,6 +87,17 @@ def _curves(results: Results) -> list[dict[str, Any]]:
     ]
 
 
+def _during(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"method": name, "seed": seed, "training": t + 1, "point": p, "tested": k + 1}
+        | {"accuracy": float(one[t, p, k])}
+        for name, method in results.methods.items()
+        if method.during is not None
+        for seed, one in zip(results.seeds, method.during)
+        for t, p, k in np.argwhere(np.isfinite(one)).tolist()
+    ]
+
+
 def _pairs(results: Results) -> list[dict[str, Any]]:
     return [
         {"first": pair.first, "second": pair.second, "difference": pair.difference.mean}
@@ -97,6 +112,7 @@ _RECORDS: dict[str, Callable[[Results], list[dict[str, Any]]]] = {
     "accuracy": _accuracy,
     "measures": _measures,
     "curves": _curves,
+    "during": _during,
     "pairs": _pairs,
 }
 

@@ -86,7 +86,7 @@ def accuracy(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | Non
     """
     tasks = next(iter(methods.values())).shape[-1]
     width = min(4, max(1.56, 7.8 / len(methods)))
-    figure, axes = _panels(list(methods), shown, width, height=1.75, share=True)
+    figure, axes = panels(list(methods), shown, width, height=1.75, share=True)
     colors = matplotlib.colormaps["viridis"](np.linspace(0, 0.74, tasks))
     seen, few, lowest = np.tri(tasks, dtype=bool), tasks <= 10, 100.0
     for name, ax in axes.items():
@@ -108,7 +108,7 @@ def accuracy(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | Non
         _ticks(ax.xaxis, tasks)
     bottom = max(10 * math.floor(lowest / 10 - 0.1), 0)
     next(iter(axes.values())).set_ylim(bottom, 100 + 0.04 * (100 - bottom))
-    return _name_axes(figure, "after training on task", "test accuracy (%)")
+    return name_axes(figure, "after training on task", "test accuracy (%)")
 
 
 @style()
@@ -122,7 +122,7 @@ def matrix(methods: Mapping[str, np.ndarray], shown: Mapping[str, Shown] | None 
     seen = np.tri(next(iter(means.values())).shape[-1], dtype=bool)
     lowest = np.fmin(90, np.fmin.reduce([mean[seen] for mean in means.values()], axis=None))
     figure = _matrices(means, shown, seen, lowest)
-    return _name_axes(figure, "test accuracy (%) on task", "after training on task")
+    return name_axes(figure, "test accuracy (%) on task", "after training on task")
 
 
 @style()
@@ -137,7 +137,7 @@ def confusion(
     means = {name: 100 * values.mean(axis=0) for name, values in methods.items()}
     everything = np.ones(next(iter(means.values())).shape, bool)
     figure = _matrices(means, shown, everything, 0)
-    return _name_axes(figure, "taken for task (%)", "examples of task")
+    return name_axes(figure, "taken for task (%)", "examples of task")
 
 
 def _matrices(means: Mapping[str, np.ndarray], shown, seen: np.ndarray, lowest: float) -> Figure:
@@ -145,7 +145,7 @@ def _matrices(means: Mapping[str, np.ndarray], shown, seen: np.ndarray, lowest: 
     tasks = len(seen)
     numbers = tasks <= 10
     size = 1.55 if tasks <= 6 else 2.5 if len(means) <= 6 else 1.9
-    figure, axes = _panels(list(means), shown, width=size, height=size)
+    figure, axes = panels(list(means), shown, width=size, height=size)
     cells: Any = None
     for name, ax in axes.items():
         colored, written = np.where(seen, means[name], np.nan), means[name] if numbers else None
@@ -180,10 +180,10 @@ def capacity(
     for name, height in _spread(ends, least=7).items():
         place = {"xytext": (8, 0), "textcoords": "offset points", "va": "center"}
         words = {"color": colors[name], "weight": "bold", "annotation_clip": False}
-        ax.annotate(_escaped(_shown(name, shown).label), (tasks, height), **place, **words)
+        ax.annotate(escaped(_shown(name, shown).label), (tasks, height), **place, **words)
     ax.set_ylim(0, 100)
     _ticks(ax.xaxis, tasks)
-    return _name_axes(figure, "after training on task", "capacity used (%)")
+    return name_axes(figure, "after training on task", "capacity used (%)")
 
 
 @style()
@@ -210,7 +210,7 @@ def curves(
                 mean = np.nanmean(values, axis=0)
             for task, line in enumerate(mean):
                 x = task + np.arange(1, len(line) + 1) / len(line)
-                label = _escaped(_shown(name, shown).label) if task == 0 else None
+                label = escaped(_shown(name, shown).label) if task == 0 else None
                 ax.plot(x, line, color=colors[name], lw=1.2, label=label)
         ax.set_title(kind.replace("_", " "), color=_PLAIN)
         ax.set_xlim(0, tasks)
@@ -256,7 +256,7 @@ def scenarios(found: Mapping[str, Results]) -> Figure:
         ax.errorbar(x[:, 0], y, xerr=bars, fmt=marks[k % 3], label=scenario, **look)
         if results.chance is not None:
             ax.axvline(100 * results.chance, color=shades[k], lw=0.8, ls=":")
-    ax.set_yticks(list(places.values()), [_escaped(one.label) for one in shown.values()])
+    ax.set_yticks(list(places.values()), [escaped(one.label) for one in shown.values()])
     ax.set(xlim=(0, 102), xlabel="test accuracy at the end (%)")
     ax.grid(axis="y", color="#eeeeee")
     ax.set_axisbelow(True)
@@ -275,10 +275,10 @@ def shares(
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for ax, (title, values) in zip(axes, panels.items(), strict=True):
         _cells(ax, 100 * values, 100 * values, 0, 100)
-        ax.set_title(_escaped(title), weight="bold", color=_PLAIN)
-        ax.set_xticks(np.arange(width) + 0.5, map(_escaped, columns))
-        ax.set_yticks(np.arange(rows) + 0.5, map(_escaped, layers))
-    return _name_axes(figure, "share of each column (%)", "hidden layer")
+        ax.set_title(escaped(title), weight="bold", color=_PLAIN)
+        ax.set_xticks(np.arange(width) + 0.5, map(escaped, columns))
+        ax.set_yticks(np.arange(rows) + 0.5, map(escaped, layers))
+    return name_axes(figure, "share of each column (%)", "hidden layer")
 
 
 @style()
@@ -302,15 +302,15 @@ def heat_map(
     _cells(ax, shown, shown, low, high, digits=1, fontsize=9)
     if known.size:  # only what is finite has a text
         ax.texts[int(np.argmax(known))].set_fontweight("bold")
-    ax.set(ylim=(height, 0), xlabel=_escaped(names[1]), ylabel=_escaped(names[0]))
+    ax.set(ylim=(height, 0), xlabel=escaped(names[1]), ylabel=escaped(names[0]))
     ax.set_title("validation accuracy (%)")
-    ax.set_xticks(np.arange(width) + 0.5, map(_escaped, columns))
+    ax.set_xticks(np.arange(width) + 0.5, map(escaped, columns))
     rows = rows if names[0] else []
-    ax.set_yticks(np.arange(len(rows)) + 0.5, map(_escaped, rows))
+    ax.set_yticks(np.arange(len(rows)) + 0.5, map(escaped, rows))
     return figure
 
 
-def _panels(names: list[str], shown, width: float, height: float, share: bool = False):
+def panels(names: list[str], shown, width: float, height: float, share: bool = False):
     """One panel of this size (inches) for each method, no wider than a README: {name: axes}."""
     colors, labels = _colors(names, shown), [_shown(name, shown).label for name in names]
     rows = math.ceil(len(names) / (8 // width))
@@ -326,7 +326,7 @@ def _panels(names: list[str], shown, width: float, height: float, share: bool = 
         fitting = max(5, min(9, room / (0.66 * len(labels[i]))))
         label = _shortened(labels[i], int(room / (0.66 * fitting)))
         look = {"weight": "bold", "fontsize": fitting}
-        ax.set_title(_escaped(label), color=colors[names[i]], **look)
+        ax.set_title(escaped(label), color=colors[names[i]], **look)
         if share and width < 2:
             ax.tick_params(labelsize=7)
         ax.tick_params(labelbottom=i + columns >= len(names), labelleft=i % columns == 0)
@@ -359,7 +359,7 @@ def _cells(ax, shown, written, low: float, high: float, digits: int = 0, fontsiz
     return cells
 
 
-def _name_axes(figure: Figure, x: str, y: str) -> Figure:
+def name_axes(figure: Figure, x: str, y: str) -> Figure:
     figure.supxlabel(x, fontsize=9, color="#444444")
     figure.supylabel(y, fontsize=9, color="#444444")
     return figure
@@ -383,6 +383,6 @@ def _shortened(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}\N{HORIZONTAL ELLIPSIS}"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text in which matplotlib sees no formula."""
     return text.replace("$", "\\$")

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jaxcl.report.results import MethodResults, Results
+from jaxcl.report.runs import seeds_as
 from jaxcl.report.text import listed
 
 APART = ("seeds", "methods", "options")  # settings that may differ between parts of one study
@@ -32,7 +33,7 @@ def merge(parts: Mapping[str, Results]) -> Results:
     seeds = sorted({seed for part in parts.values() for seed in part.seeds})
     names = list(dict.fromkeys(name for part in parts.values() for name in part.methods))
     methods = {name: _method(name, parts, seeds) for name in names}
-    whole = {"seeds": seeds, "methods": names, "options": options}
+    whole = {"seeds": seeds_as(seeds), "methods": names, "options": options}
     settings = {k: whole.get(k, v) for k, v in first.settings.items()}
     return first._replace(seeds=seeds, settings=settings, methods=methods)
 
@@ -132,6 +133,7 @@ def _method(name: str, parts: Mapping[str, Results], seeds: Sequence[int]) -> Me
         accuracy=np.concatenate([row.accuracy for row in rows]),
         measures=_joined([row.measures for row in rows]),
         curves=_joined([row.curves for row in rows]),
+        during=_stacked([row.during for row in rows]),
         parameters=max(row.parameters for row in rows),
         extra_bytes=max(row.extra_bytes for row in rows),
         seconds=round(sum(method.seconds for method in kept), 2),
@@ -146,12 +148,19 @@ def _joined(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0] if key in shared}
 
 
+def _stacked(rows: Sequence[np.ndarray | None]) -> np.ndarray | None:
+    """All rows as one array; None if one was not measured."""
+    known = [row for row in rows if row is not None]
+    return np.concatenate(known) if len(known) == len(rows) else None
+
+
 def _rows(method: MethodResults, rows: Sequence[int]) -> MethodResults:
     """Some of the seeds."""
     return method._replace(
         accuracy=method.accuracy[rows],
         measures={name: values[rows] for name, values in method.measures.items()},
         curves={name: values[rows] for name, values in method.curves.items()},
+        during=None if method.during is None else method.during[rows],
         diverged=[method.diverged[row] for row in rows],
     )
 

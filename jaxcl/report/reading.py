@@ -86,7 +86,18 @@ def _method(name: str, content: Any, seeds: int, tasks: int) -> MethodResults:
         _diverged(content.get("diverged"), f"{of}/diverged", seeds),
         _shown(content["shown"], f"{of}/shown") if "shown" in content else shown_of(name),
         _curves(content.get("curves") or {}, f"{of}/curves", seeds, tasks),
+        _during(content.get("during"), f"{of}/during", seeds, tasks),
     )
+
+
+def _during(content: Any, name: str, seeds: int, tasks: int) -> np.ndarray | None:
+    if content is None:
+        return None
+    first = content
+    for _ in range(2):
+        first = first[0] if isinstance(first, (list, np.ndarray)) and len(first) else []
+    shape = (seeds, tasks, len(first) if isinstance(first, (list, np.ndarray)) else 0, tasks)
+    return numbers(name, content, (shape,), f"{shape}: seeds, tasks, points and tasks", most=1)
 
 
 def _check_name(name: Any, of: str) -> None:

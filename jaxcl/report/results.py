@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxcl.methods import REGISTRY
 from jaxcl.methods.spec import Spec
-from jaxcl.report import metrics
+from jaxcl.report import during, metrics
 from jaxcl.report.metrics import Interval
 
 if TYPE_CHECKING:
@@ -51,6 +51,9 @@ class MethodResults(NamedTuple):
         curves: after each epoch of each task, by name: `loss` and `accuracy` of the training, and
             `validation_loss` or `validation_accuracy` where epochs are judged by it;
             [seeds, tasks, epochs], nan where a seed has not trained, or no longer.
+        during: accuracy within each task's training, at points of which the first is before it, on
+            every task so far, [seeds, tasks, points, tasks]; nan where it was not measured. None
+            if that was not asked for; the setting `evaluate_every` is the points' distance.
     """
 
     accuracy: np.ndarray
@@ -62,6 +65,7 @@ class MethodResults(NamedTuple):
     diverged: Sequence[tuple[int, int] | None]
     shown: Shown
     curves: Mapping[str, np.ndarray] = {}
+    during: np.ndarray | None = None
 
 
 class Results(NamedTuple):
@@ -164,6 +168,8 @@ class Row(NamedTuple):
         unlearned: number of tasks whose accuracy is no better once they are trained.
         closed: number of tasks, over all seeds, of which a layer uses no unit.
         shown: how the method appears.
+        anytime_accuracy: mean over the points within all tasks; None if that was not measured.
+        learning_curve_area: likewise.
     """
 
     method: str
@@ -180,6 +186,8 @@ class Row(NamedTuple):
     unlearned: int
     closed: int
     shown: Shown
+    anytime_accuracy: Interval | None = None
+    learning_curve_area: Interval | None = None
 
 
 def shown_of(method: str | Spec) -> Shown:
@@ -251,7 +259,15 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
         unlearned=int(np.sum(learned <= worst)),
         closed=int(np.sum(fewest == 0)),
         shown=method.shown,
+        **_within(method, kept),
     )
+
+
+def _within(method: MethodResults, kept: np.ndarray) -> dict[str, Interval]:
+    """What was measured while tasks were trained."""
+    if method.during is None:
+        return {}
+    return {name: interval(of(method.during[kept])) for name, of in during.MEASURES.items()}
 
 
 def _keeps_all(accuracy: np.ndarray) -> bool:
@@ -277,7 +293,8 @@ def to_json(results: Results) -> dict[str, Any]:
             "free": None if capacity is None else _free(method, capacity),
             "reuse": None if overlap is None else metrics.reuse(overlap),
             "compression": own,
-            **method._asdict(),
+            **{k: v for k, v in method._asdict().items() if k != "during" or v is not None},
+            **({} if method.during is None else during.summed_up(method.during)),
             "shown": method.shown._asdict(),
         }
     return plain({**results._asdict(), "methods": methods})

@@ -2,10 +2,11 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxcl.core.checks import nearest
+from jaxcl.core.checks import check_count, nearest
 from jaxcl.report.inferred import Inferred, read_inferred
 from jaxcl.report.reading import read
 from jaxcl.report.results import Results
@@ -79,6 +80,35 @@ def record(folder: Path) -> dict[str, Any]:
     if not isinstance(settings, dict) or not isinstance(settings.get("methods", []), list):
         raise ValueError(f"{file} holds no settings of a run of jaxcl.")
     return found
+
+
+def seeds_of(settings: Mapping[str, Any]) -> list[int]:
+    """The seeds of a run, of whose settings `seeds` is their number, or a list of them.
+
+    >>> seeds_of({"seeds": 3}), seeds_of({"seeds": [5, 7]})
+    ([0, 1, 2], [5, 7])
+
+    Raises:
+        ValueError: for what is neither.
+    """
+    said = settings.get("seeds")
+    if isinstance(said, list):
+        whole = all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in said)
+        if not said or not whole or len(set(said)) < len(said):
+            raise ValueError(f"seeds must be different whole numbers, got {said!r}.")
+        return said
+    check_count("seeds", said, 1 << 20)
+    return list(range(int(said or 0)))
+
+
+def seeds_as(numbers: Sequence[int]) -> int | list[int]:
+    """What the settings of a run say of its seeds: their number, where they begin with 0.
+
+    >>> seeds_as([0, 1, 2]), seeds_as([5, 7])
+    (3, [5, 7])
+    """
+    numbers = [int(number) for number in numbers]
+    return len(numbers) if numbers == list(range(len(numbers))) else numbers
 
 
 def _done(folder: Path) -> int:

@@ -1,12 +1,12 @@
 """Tables of a study, for the terminal and in Markdown."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from jaxcl.core.checks import load_extra
-from jaxcl.report import metrics, text
+from jaxcl.report import metrics, presets, text
 from jaxcl.report.results import Results, Row, as_results, summary
 from jaxcl.report.text import percent, plus_minus
 
@@ -83,6 +83,55 @@ def share(value: float) -> str:
     return "" if np.isnan(value) else percent(value)
 
 
+WITHIN = ("method", "anytime accuracy (%)", "learning-curve area (%)")
+
+
+def within(results: Results | Mapping[str, Any]) -> tuple[Sequence[str], list[list[str]]]:
+    """Anytime accuracy and learning-curve area: a header, and rows where they were measured."""
+    rows = [
+        [row.shown.label, plus_minus(row.anytime_accuracy), plus_minus(row.learning_curve_area)]
+        for row in summary(results)
+        if row.anytime_accuracy is not None
+    ]
+    return WITHIN, rows
+
+
+def within_markdown(results: Results) -> str:
+    """The same in Markdown; empty if nothing was measured within tasks."""
+    header, rows = within(results)
+    if not rows:
+        return ""
+    return f"## {text.escaped(_within_title(results))}\n\n{text.markdown(header, rows)}\n"
+
+
+def within_table(results: Results | Mapping[str, Any]) -> "Table | None":
+    """The same for the terminal; None if nothing was measured within tasks.
+
+    Raises:
+        ImportError: if rich is not installed.
+    """
+    results = as_results(results)
+    header, rows = within(results)
+    if not rows:
+        return None
+    load_extra("rich")
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+    from rich.text import Text
+
+    out = Table(title=Text(_within_title(results)), box=SIMPLE_HEAD, padding=0)
+    for i, name in enumerate(header):
+        out.add_column(name, justify="right" if i else "left")
+    for cells in rows:
+        out.add_row(*map(Text, cells))
+    return out
+
+
+def _within_title(results: Results) -> str:
+    distance = results.settings.get("evaluate_every")
+    return f"Within the tasks{f' (evaluated every {distance})' if distance else ''}"
+
+
 def table(results: Results | Mapping[str, Any]) -> "Table":
     """The table for the terminal.
 
@@ -114,9 +163,10 @@ def _cells(row: Row) -> list[str]:
 
 
 def note(results: Results | Mapping[str, Any]) -> str:
-    """What the intervals are, and which seeds they leave out."""
+    """What the intervals are, which seeds they leave out, and where the settings come from."""
     results = as_results(results)
-    return " ".join([intervals(results), *divergences(results), *exhausted(results)])
+    parts = [intervals(results), *divergences(results), *exhausted(results), presets.said(results)]
+    return " ".join(filter(None, parts))
 
 
 def intervals(results: Results) -> str:

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.core.checks import install, load_extra
-from jaxcl.report import html, inferred, paired, text
+from jaxcl.report import along, html, inferred, paired, text
 from jaxcl.report.charts import Chart, charts, datasets
 from jaxcl.report.colors import colors, labels
 from jaxcl.report.export import records
 from jaxcl.report.joining import side_by_side
-from jaxcl.report.results import Results, plain
+from jaxcl.report.results import Results, plain, summary
 from jaxcl.report.runs import Run
-from jaxcl.report.tables import ledgers, share
+from jaxcl.report.tables import WITHIN, ledgers, share
 from jaxcl.report.wording import sentence
 
 HERE = Path(__file__).parent
@@ -53,7 +53,7 @@ def page(runs: Sequence[Run]) -> str:
     parts += [_unfinished(run) for run in runs if run.results is None]
     drawn: list[Chart] = []
     if results:
-        drawn = charts(results)
+        drawn = [*charts(results), *along.charts(results)]
         parts += [f'<p class="lead">{escape(sentence(results))}</p>', _contents(results, drawn)]
         parts += _findings(results, drawn, _dropped(runs, results))
     measured = [run for run in runs if run.inferred]
@@ -68,7 +68,8 @@ def page(runs: Sequence[Run]) -> str:
         parts.append(_section("inferred", "Task inference", f"<p>{words}</p>", *tables))
     parts += [_section("run", "What was run", *map(_about, runs)), _settings(runs)]
     if results:
-        tables = {**datasets(results), **{name: records(results, name) for name in RECORDS}}
+        tables = {**datasets(results), **along.datasets(results)}
+        tables |= {name: records(results, name) for name in RECORDS}
         parts += [_downloads(tables), _scripts(tables, drawn)]
     return _document(str(title), "\n".join(parts))
 
@@ -119,6 +120,9 @@ def _contents(results: Results, drawn: Sequence[Chart]) -> str:
     parts += [("matrices", "Matrices"), ("transfer", "Forgetting and transfer")]
     parts += [("ledger", "Capacity")] if _has_ledger(results, drawn) else []
     parts += [("training", "Training")] if any(c.name == "curves" for c in drawn) else []
+    parts += (
+        [("within-tasks", "Within the tasks")] if any(c.name == "within" for c in drawn) else []
+    )
     parts += [("cost", "Memory and time")]
     parts += [("paired", "Paired differences")] if _compared(results) else []
     parts += [("run", "What was run"), ("settings", "Settings"), ("save", "Data")]
@@ -146,7 +150,8 @@ def _findings(results: Results, drawn: Sequence[Chart], dropped: str) -> list[st
             f'<div class="grid{" large" if results.tasks > 6 else ""}">{grid}</div>',
         )
     )  # fmt: skip
-    rest = [c for c in drawn if c not in cells and c.name not in ("sequence", "capacity", "curves")]
+    apart = ("sequence", "capacity", "curves", "within")
+    rest = [c for c in drawn if c not in cells and c.name not in apart]
     pair = f'<div class="pair">{"".join(map(_figure, rest))}</div>'
     parts.append(_section("transfer", "Forgetting and transfer", pair))
     if _has_ledger(results, drawn):
@@ -154,10 +159,25 @@ def _findings(results: Results, drawn: Sequence[Chart], dropped: str) -> list[st
         parts.append(_section("ledger", "Capacity", *chart, *map(_ledger, ledgers(results))))
     if "curves" in by_name:
         parts.append(_section("training", "Training", _figure(by_name["curves"], title=False)))
+    if "within" in by_name:
+        parts.append(_section("within-tasks", "Within the tasks", *_within(results, by_name)))
     parts.append(_section("cost", "Memory and time", _costs(results)))
     if _compared(results):
         parts.append(_section("paired", "Paired differences", *_pairs(results)))
     return parts
+
+
+def _within(results: Results, by_name: Mapping[str, Chart]) -> list[str]:
+    rows = [
+        [
+            _head(row.shown.label),
+            *map(html.interval, (row.anytime_accuracy, row.learning_curve_area)),
+        ]
+        for row in summary(results)
+        if row.anytime_accuracy is not None
+    ]
+    table = html.grid(["Method", *WITHIN[1:]], rows, kind="plain sortable")
+    return [_figure(by_name["within"], title=False), _scroll(table)]
 
 
 def _has_ledger(results: Results, drawn: Sequence[Chart]) -> bool:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcl.core.checks import load_extra
-from jaxcl.report import paired, text
+from jaxcl.report import along, paired, searches, text
 from jaxcl.report.export import to_csv
 from jaxcl.report.results import Results, as_results, counting, to_json
-from jaxcl.report.tables import markdown, usage
+from jaxcl.report.tables import markdown, usage, within_markdown
 from jaxcl.report.wording import sentence
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ def draw(results: Results | Mapping[str, Any]) -> "dict[str, Figure]":
 
     Seeds that diverged are left out, as in the table. `accuracy` shows each task as the sequence
     goes on, `matrix` the accuracy matrices, `capacity` what is used after each task, if some method
-    has a capacity, and `curves` what was recorded after each epoch.
+    has a capacity, `curves` what was recorded after each epoch, and `during` what was measured
+    within the tasks.
 
     Args:
         results: the results of a study, or what `results.json` holds.
@@ -49,6 +50,10 @@ def draw(results: Results | Mapping[str, Any]) -> "dict[str, Figure]":
     curves = {name: method.curves for name, method in methods.items() if method.curves}
     if curves:
         drawn["curves"] = figures.curves(curves, shown)
+    within = {name: m.during[kept[name]] for name, m in methods.items() if m.during is not None}
+    if within:
+        distance = str(as_results(results).settings.get("evaluate_every", ""))
+        drawn["during"] = along.figure(within, shown, distance)
     return drawn
 
 
@@ -88,10 +93,20 @@ def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
     folder.mkdir(parents=True, exist_ok=True)
     title = f"# {text.escaped(results.benchmark)}"
     parts = [title, text.escaped(sentence(results)), markdown(results)]
-    parts += [paired.markdown(results), usage(results)]
+    parts += [within_markdown(results), paired.markdown(results), usage(results)]
+    parts += [_search(folder)]
     page = "\n\n".join(part.strip() for part in parts if part) + "\n"
     files = {"results.json": json.dumps(to_json(results), indent=1) + "\n", "table.md": page}
     if any(method.curves for method in results.methods.values()):
         files["curves.csv"] = to_csv(results, "curves")
     paths = [text.write_whole(folder / name, content) for name, content in files.items()]
     return paths + plots(results, folder)
+
+
+def _search(folder: Path) -> str:
+    """What a search chose before the comparison; "" if there was none, or it cannot be read."""
+    try:
+        content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
+        return f"## The search\n\n{searches.summary(content)}"
+    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError):
+        return ""

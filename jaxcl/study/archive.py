@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcl.core.trees import PyTree
 from jaxcl.study import checkpoint, replicas
-from jaxcl.study.events import Event, StepsEnd, TaskEnd
+from jaxcl.study.events import Station, StepsEnd, TaskEnd
 from jaxcl.study.programs import Study
 from jaxcl.study.record import MethodRun, Record, shapes
 
@@ -26,7 +26,7 @@ PART = ".orbax-checkpoint-tmp"  # after the name of a checkpoint that is being w
 ASIDE = ".unreadable"
 
 
-def name_of(event: Event) -> str:
+def name_of(event: Station) -> str:
     """What the checkpoint after an event is called."""
     name = f"task_{event.task + 1}"
     if isinstance(event, TaskEnd):

@@ -11,6 +11,7 @@ from jaxcl.study import events
 from jaxcl.study.archive import Saver, extend, make_room, name_of, restore
 from jaxcl.study.events import Cursor, Event
 from jaxcl.study.pace import USUAL, Interval, Pace
+from jaxcl.study.points import Evaluated
 from jaxcl.study.record import MethodRun, Record, begin, followed, shapes
 
 __all__ = ["MethodRun", "Record", "Stopped", "advance", "begin", "extend", "make_room", "restore"]
@@ -58,7 +59,7 @@ def advance(
     course = events.run(
         run.studies, run.record.learners, cursor,
         evaluate_on=evaluate_on, steps_at_once=pace.steps if saver else None,
-        debug_nans=debug_nans,
+        evaluate_every=run.evaluate_every, debug_nans=debug_nans,
     )  # fmt: skip
     try:
         for event in course:
@@ -68,7 +69,7 @@ def advance(
                     max(compilations, events.compilations(run.studies)), np.int32
                 ),
             )
-            if saver:
+            if saver and not isinstance(event, Evaluated):
                 vote = pace.after(event)
                 saver.wait(0)
                 if vote.save:

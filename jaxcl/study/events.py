@@ -1,6 +1,5 @@
 """The course of a study, as an iterator of events: after every epoch, or part of one, and task."""
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -10,8 +9,10 @@ import numpy as np
 
 from jaxcl.study import replicas
 from jaxcl.study.debugging import Part, first_nan
-from jaxcl.study.feed import count_of, examples_by_task, features_fit, stack, windows
+from jaxcl.study.feed import examples_by_task, features_fit, stack, windows
+from jaxcl.study.lengths import length, lengths, steps_of
 from jaxcl.study.memory import advice
+from jaxcl.study.points import Evaluated, Every, next_stop, point_at
 from jaxcl.study.programs import Study
 from jaxcl.train.stopping import watches
 from jaxcl.train.types import Data, Learner, Metrics, Setup
@@ -118,7 +119,8 @@ class TaskEnd(NamedTuple):
         return self.measures.get("capacity")
 
 
-Event = StepsEnd | EpochEnd | TaskEnd
+Station = StepsEnd | EpochEnd | TaskEnd  # from which a study can go on
+Event = Station | Evaluated
 
 
 def run(
@@ -128,8 +130,9 @@ def run(
     *,
     evaluate_on: Literal["val", "test"] = "test",
     steps_at_once: int | Callable[[], int | None] | None = None,
+    evaluate_every: Every | None = None,
     debug_nans: bool = False,
-) -> Iterator[Event]:
+) -> Iterator[Any]:
     """Trains every replica on every task in turn.
 
     Args:
@@ -142,13 +145,16 @@ def run(
         evaluate_on: the examples on which every task is evaluated.
         steps_at_once: the most steps between two events, or a function that is asked for it before
             each part; None for whole epochs. It changes neither the programs nor the results.
+        evaluate_every: evaluate also within a task, before its first step and each so many epochs
+            or steps; None for after each task alone. It changes nothing else.
         debug_nans: stop where a replica has its first NaN, and look for the operation. It holds all
             learners twice.
 
     Yields:
         `EpochEnd` after every epoch, `StepsEnd` after every further part of one, and `TaskEnd`
-        after every task; the accuracy on tasks that a study has no room for is nan. Once no replica
-        is finite, no further epoch is trained.
+        after every task; the accuracy on tasks that a study has no room for is nan. `Evaluated`
+        comes before the event of the same place. Once no replica is finite, no further epoch is
+        trained.
 
     Raises:
         FloatingPointError: with `debug_nans`; it names the replica, the step and the operation.
@@ -164,22 +170,21 @@ def run(
         if learners is not None and i and start == Cursor(tasks[i - 1]):
             fixed = (replicas.place(one.settings, one.layout),)
             learners = one.programs["grow"](learners, fixed)
-        events = _run(one, learners, start, evaluate_on, at_once, debug_nans)
+        events = _run(one, learners, start, evaluate_on, at_once, evaluate_every, debug_nans)
         while event := _next(events, one):
             if isinstance(event, TaskEnd):
                 learners = event.learners
-                event = _widened(event, tasks[-1] - tasks[i])
+                loss = _widened(event.loss, tasks[-1] - tasks[i])
+                event = event._replace(loss=loss)
+            if isinstance(event, TaskEnd | Evaluated):
+                event = event._replace(accuracy=_widened(event.accuracy, tasks[-1] - tasks[i]))
             yield event
         start = Cursor(tasks[i])
 
 
-def _widened(event: TaskEnd, missing: int) -> TaskEnd:
+def _widened(values: np.ndarray, missing: int) -> np.ndarray:
     """nan for the tasks that a study has no room for."""
-    pad = [(0, 0), (0, missing)]
-    accuracy, loss = (
-        np.pad(values, pad, constant_values=np.nan) for values in (event.accuracy, event.loss)
-    )
-    return event._replace(accuracy=accuracy, loss=loss)
+    return np.pad(values, [(0, 0), (0, missing)], constant_values=np.nan)
 
 
 class _Run(NamedTuple):
@@ -188,8 +193,27 @@ class _Run(NamedTuple):
     study: Study
     setup: Setup
     settings: Any
+    held_out: Data
     steps_at_once: Callable[[], int | None]
+    every: Every | None
     debug_nans: bool
+
+    def evaluate(self, learners, task: int) -> tuple[Metrics, dict, np.ndarray]:
+        """Loss and accuracy on every task after training on `task`, measures, what is finite."""
+        study = self.study
+        results = study.programs["evaluate"](learners, (self.settings,), self.held_out)
+        metrics, measures, finite = replicas.fetch(results, study.layout)
+        isolates = self.setup.method.isolates
+        exists = np.arange(len(study.benchmark.tasks)) <= (task if isolates else np.inf)
+        metrics = jax.tree.map(lambda values: np.where(exists, values, np.nan), metrics)
+        return metrics, measures, finite
+
+    def at_point(self, learners, task: int, point: int | None, running: Any) -> Iterator[Evaluated]:
+        """The evaluation at a point of a task's training, if there is one."""
+        if self.every is not None and point is not None:
+            metrics, *_ = self.evaluate(learners, task)
+            counts = running[:, None] & (np.arange(metrics.accuracy.shape[1]) <= task)
+            yield Evaluated(task, point, np.where(counts, metrics.accuracy, np.nan))
 
 
 class _Feed(NamedTuple):
@@ -206,6 +230,7 @@ def _run(
     start: Cursor,
     evaluate_on: str,
     at_once: Callable[[], int | None],
+    every: Every | None,
     debug_nans: bool,
 ) -> Iterator[Event]:
     """`run` of one study."""
@@ -217,17 +242,17 @@ def _run(
     examples = examples_by_task(setup, benchmark)
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, layout), (settings,))
-    this = _Run(study, setup, settings, at_once, debug_nans)
+    this = _Run(study, setup, settings, held_out, at_once, every, debug_nans)
     for task in range(start.task, len(benchmark.tasks)):
         data, validation = replicas.replicate(examples(task), layout)
         cursor = start if task == start.task else Cursor(task)
         learners = yield from _train(this, learners, cursor, data, validation)
-        results = programs["evaluate"](learners, (settings,), held_out)
-        metrics, measures, finite = replicas.fetch(results, layout)
-        exists = np.arange(len(benchmark.tasks)) <= (task if setup.method.isolates else np.inf)
-        accuracy, loss = (np.where(exists, v, np.nan) for v in (metrics.accuracy, metrics.loss))
-        epochs = sum(_lengths(study, task, _steps(study, setup, task)))
-        yield TaskEnd(task, epochs, accuracy, loss, measures, finite, learners, Cursor(task + 1))
+        metrics, measures, finite = this.evaluate(learners, task)
+        epochs = sum(lengths(study, task, steps_of(study, setup, task)))
+        yield TaskEnd(
+            task, epochs, np.asarray(metrics.accuracy), np.asarray(metrics.loss), measures, finite,
+            learners, Cursor(task + 1),
+        )  # fmt: skip
 
 
 def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Iterator[Event]:
@@ -237,6 +262,7 @@ def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Itera
     resumed = start != Cursor(task)
     if not resumed:
         learners, _ = programs["begin_task"](learners, fixed, number)
+        yield from this.at_point(learners, task, 0, np.ones(len(study.seeds), bool))
     features = None
     if features_fit(study, this.setup, learners, data):
         features = programs["frozen_features"](learners, fixed, data, number)
@@ -265,14 +291,14 @@ def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Itera
 def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[Event]:
     """The epochs of a phase, from a cursor on; returns the learners."""
     study, index, task, number = this.study, cursor.phase, cursor.task, jnp.int32(cursor.task)
-    steps = _steps(study, this.setup, task)
-    lengths = _lengths(study, task, steps)
-    before, planned = sum(lengths[:index]), lengths[index]
+    steps = steps_of(study, this.setup, task)
+    each = lengths(study, task, steps)
+    before, planned = sum(each[:index]), each[index]
     now = (learners.stopping.stopped, learners.position.finite)
     (stopped, finite), validation = replicas.fetch(now, study.layout), None
     while cursor.epoch < planned and finite.any():
         epoch = before + cursor.epoch
-        training = _train_epoch(this, learners, cursor, feed, epoch)
+        training = _train_epoch(this, learners, cursor, feed, epoch, ~stopped)
         learners, (metrics, finite) = yield from training
         running, epoch = ~stopped, epoch + 1
         if watches(this.setup):
@@ -282,21 +308,24 @@ def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[
             stopped, validation = replicas.fetch(judged, study.layout)
         metrics, finite = replicas.fetch((metrics, finite), study.layout)
         over = this.setup.patience is not None and stopped.all()
-        cursor = Cursor(task, index, planned if over else cursor.epoch + 1)
+        cursor = Cursor(task, index, cursor.epoch + 1)
+        point = point_at(study, this.every, cursor, steps)
+        yield from this.at_point(learners, task, point, running)
+        cursor = cursor._replace(epoch=planned) if over else cursor
         yield EpochEnd(
-            task, epoch, sum(lengths), metrics, finite, study.phases[index].name,
+            task, epoch, sum(each), metrics, finite, study.phases[index].name,
             learners, cursor, running, steps, validation,
         )  # fmt: skip
     return learners
 
 
 def _train_epoch(
-    this: _Run, learners, cursor: Cursor, feed: _Feed, epoch: int
-) -> Iterator[StepsEnd]:
+    this: _Run, learners, cursor: Cursor, feed: _Feed, epoch: int, running: np.ndarray
+) -> Iterator[StepsEnd | Evaluated]:
     """The steps of a task's epoch, from a cursor on; returns the learners and the metrics."""
     study, index, setup = this.study, cursor.phase, this.setup
-    per_epoch = _steps(study, setup, cursor.task)
-    _, left = _length(study, cursor.task, index, per_epoch)
+    per_epoch = steps_of(study, setup, cursor.task)
+    _, left = length(study, cursor.task, index, per_epoch)
     before = cursor.epoch * per_epoch
     last = min(per_epoch, left - before)
     done = jnp.float32([before / left, (before + last) / left])
@@ -304,11 +333,16 @@ def _train_epoch(
     part = None
     if setup.order == "one":
         several = windows(study, setup, cursor.task, epoch, cursor.step, last)
+    window = cursor.step
     while True:
-        end = min(last, cursor.step + (this.steps_at_once() or last))
-        if several is not None:
-            data, end = next(several)
-            data = replicas.replicate(data, study.layout)
+        if several is None:
+            end = min(last, cursor.step + (this.steps_at_once() or last))
+        else:
+            if window == cursor.step:
+                data, window = next(several)
+                data = replicas.replicate(data, study.layout)
+            end = window
+        end = int(min(end, next_stop(study, this.every, cursor, per_epoch)))
         if this.debug_nans:
             kept = jax.tree.map(jnp.copy, learners)
             part = Part(kept, data, cursor.task, index, epoch, cursor.step, end, done)
@@ -322,6 +356,8 @@ def _train_epoch(
             _debug(study, part, learners)
         if end == last:
             return learners, results
+        point = point_at(study, this.every, cursor, per_epoch)
+        yield from this.at_point(learners, cursor.task, point, running)
         name = study.phases[index].name
         yield StepsEnd(cursor.task, name, epoch, end, per_epoch, learners, cursor)
 
@@ -339,22 +375,6 @@ def _debug(study: Study, part: Part, learners: Learner) -> None:
             f"seed {study.seeds[new[0]]}{''.join(values)}, task {part.task + 1}, epoch "
             f"{part.epoch + 1}, step {step}: the first NaN comes from {operation}."
         )
-
-
-def _steps(study: Study, setup: Setup, task: int) -> int:
-    """Steps of an epoch."""
-    return math.ceil(count_of(setup, study.benchmark, task) / setup.batch)
-
-
-def _length(study: Study, task: int, index: int, per_epoch: int) -> tuple[int, int]:
-    """A phase's epochs, the last of which may be cut short, and its steps."""
-    if study.steps is None:
-        return study.epochs[task][index], study.epochs[task][index] * per_epoch
-    return math.ceil(study.steps[index] / per_epoch), study.steps[index]
-
-
-def _lengths(study: Study, task: int, per_epoch: int) -> list[int]:
-    return [_length(study, task, i, per_epoch)[0] for i in range(len(study.phases))]
 
 
 def _boundary_examples(setup: Setup, data: Data) -> Data | None:
@@ -380,10 +400,3 @@ def compilations(studies: Sequence[Study]) -> int:
         count for study in studies for name, count in study.traces.items()
         if name.startswith("epoch")
     )  # fmt: skip
-
-
-def longest(study: Study) -> int:
-    """The most epochs that are planned for a task."""
-    setup = study.setup
-    steps = (_steps(study, setup, task) for task in range(len(study.benchmark.tasks)))
-    return max(sum(_lengths(study, task, count)) for task, count in enumerate(steps))

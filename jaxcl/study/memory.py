@@ -3,10 +3,10 @@
 import os
 
 import jax
-import jax.numpy as jnp
 
-from jaxcl.study import replicas
-from jaxcl.study.feed import examples_by_task, features_fit
+from jaxcl.study import replicas, topology
+from jaxcl.study.compiled import bytes_of
+from jaxcl.study.lowering import lower
 from jaxcl.study.programs import Study, build
 
 
@@ -31,9 +31,14 @@ def advice(study: Study) -> str:
 
 
 def limit_bytes(layout: replicas.Layout) -> int:
-    """Bytes that a device has."""
-    devices = layout.mesh.local_devices  # others may not be asked
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    """Bytes that a device has; of one that is only compiled for, those of its kind."""
+    here = jax.process_index()
+    devices = [d for d in layout.mesh.devices.flat if d.process_index == here]
+    try:
+        limit = (devices[0].memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # it is not here
+        kind = devices[0].device_kind
+        return topology.MEMORY.get(kind) or topology.H100["device_memory_size"]
     if limit is None:  # a CPU, whose devices share the machine's memory
         limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // len(devices)
     return limit
@@ -41,23 +46,4 @@ def limit_bytes(layout: replicas.Layout) -> int:
 
 def program_bytes(study: Study) -> int:
     """Bytes that the training of an epoch needs on each device: arguments, results, temporaries."""
-    layout, programs = study.layout, study.programs
-
-    def padded(leaf):
-        return jax.ShapeDtypeStruct((layout.padded, *leaf.shape[1:]), leaf.dtype)
-
-    settings = jax.tree.map(padded, study.settings)
-    learners = jax.eval_shape(programs["start"], padded(study.seeds), (settings,))
-    setup = study.setup
-    data, _ = examples_by_task(setup, study.benchmark)(0)
-    number, features = jnp.int32(0), None
-    if features_fit(study, setup, learners, data):
-        features = jax.eval_shape(programs["frozen_features"], learners, (settings,), data, number)
-    used = programs["epoch"].lower(
-        learners._replace(state=()), (settings, learners.state, features),
-        data, number, number, number, number, jnp.zeros(2),
-    ).compile().memory_analysis()  # fmt: skip
-    return (
-        used.argument_size_in_bytes + used.output_size_in_bytes
-        + used.temp_size_in_bytes - used.alias_size_in_bytes
-    )  # fmt: skip
+    return bytes_of(lower(study, ["epoch"])["epoch"].compile()).total

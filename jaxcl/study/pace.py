@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxcl.study.events import EpochEnd, Event, StepsEnd, TaskEnd
+from jaxcl.study.events import EpochEnd, Station, StepsEnd, TaskEnd
 
 SLICE = 2.0  # seconds that the steps between two events take, at most
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -67,7 +67,7 @@ class Pace:
         self._asked = time.perf_counter()
         return self._at_once
 
-    def after(self, event: Event) -> Vote:
+    def after(self, event: Station) -> Vote:
         """Waits for an event's learners, and decides what to do."""
         jax.block_until_ready(event.learners.position.finite)
         now, done = time.perf_counter(), 0

@@ -20,11 +20,12 @@ from jaxcl.core.model import Model
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, normalize
 from jaxcl.methods import Built, Problem, Spec, find
-from jaxcl.methods.spec import check_options, option, swept_names
+from jaxcl.methods.spec import check_options, grid_of, option, swept_names
 from jaxcl.study.fitting import augmentation, check_order, check_targets, judged_by
 from jaxcl.study.programs import Study, build, divide
 from jaxcl.train.types import Setup
 
+ADAM_RATES = (3e-4, 1e-3, 3e-3, 1e-2)  # step sizes that a search tries
 NORMS = "norm"  # in the paths of the built-in networks' norms
 MOST_EPOCHS, MOST_STEPS = 10**6, 2**31 - 1  # steps are counted in int32
 
@@ -68,7 +69,7 @@ class Options:
     hidden: tuple[int, ...] = option((100, 100), least=1)
     init: str | None = None
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
-    learning_rate: float = option(0.05, above=0, sweep=True)
+    learning_rate: float = option(0.05, above=0, sweep=True, tune=(0.02, 0.05, 0.1, 0.2))
     weight_decay: float = option(0.0, least=0, sweep=True)
     clip_norm: float | None = option(None, above=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
@@ -173,6 +174,19 @@ def check(choice: Choice) -> None:
 def swept(spec: Spec) -> list[str]:
     """The options of a method that a sweep can vary."""
     return [*swept_names(Options), *swept_names(spec.options)]
+
+
+def tuning(choice: Choice) -> dict[str, tuple[float, ...]]:
+    """The grid of a method: the values among which a search chooses where nothing else is said.
+
+    >>> from jaxcl.methods import REGISTRY
+    >>> tuning(choose(REGISTRY[0], optimizer="adam"))
+    {'learning_rate': (0.0003, 0.001, 0.003, 0.01)}
+    """
+    shared = grid_of(Options)
+    if choice.shared.optimizer in ("adam", "adamw"):
+        shared["learning_rate"] = ADAM_RATES
+    return {**shared, **grid_of(choice.spec.options)}
 
 
 def _names(kind: type) -> list[str]:

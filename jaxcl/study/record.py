@@ -10,8 +10,10 @@ import numpy as np
 from jaxcl import train
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
-from jaxcl.study import events, recipes
+from jaxcl.study import points, recipes
 from jaxcl.study.events import Cursor, EpochEnd, Event, StepsEnd, TaskEnd
+from jaxcl.study.lengths import longest
+from jaxcl.study.points import Evaluated, Every
 from jaxcl.study.programs import Study
 from jaxcl.study.recipes import Choice
 from jaxcl.train.stopping import watches
@@ -32,6 +34,8 @@ class Record(NamedTuple):
             0 while it is; int [replicas, 2].
         seconds: time spent so far, a scalar.
         compilations: of the training step, an integer scalar.
+        during: "accuracy" at each point within each task's training, [replicas, tasks, points,
+            tasks], nan where it is not measured; empty unless that is asked for.
     """
 
     learners: PyTree
@@ -42,6 +46,7 @@ class Record(NamedTuple):
     diverged: PyTree
     seconds: PyTree
     compilations: PyTree
+    during: Mapping[str, PyTree] = {}
 
 
 class MethodRun(NamedTuple):
@@ -58,6 +63,7 @@ class MethodRun(NamedTuple):
         about: what decides on its results, by name, as each checkpoint says it.
         found: the checkpoint from which it goes on.
         passed_over: the newest one, where it cannot be read and an older one is taken.
+        evaluate_every: at which points within a task all tasks so far are evaluated; None for none.
     """
 
     choice: Choice
@@ -70,6 +76,7 @@ class MethodRun(NamedTuple):
     about: Mapping[str, str] = {}
     found: Path | None = None
     passed_over: Path | None = None
+    evaluate_every: Every | None = None
 
     @property
     def tasks(self) -> int:
@@ -89,6 +96,7 @@ def begin(
     *,
     folder: Path | None = None,
     about: Mapping[str, str] | None = None,
+    evaluate_every: Every | None = None,
     **options_of_build: Any,
 ) -> MethodRun:
     """One method before its first task; nothing runs yet, and nothing is written.
@@ -99,6 +107,7 @@ def begin(
         seeds: one for each replica.
         folder: for its checkpoints; None to keep none.
         about: what decides on its results, by name; a checkpoint of another run says otherwise.
+        evaluate_every: at which points within a task all tasks so far are evaluated; None for none.
         **options_of_build: what else `study.build` takes: settings, devices, chunk.
 
     Raises:
@@ -106,9 +115,12 @@ def begin(
     """
     studies = recipes.studies(choice, benchmark, seeds=seeds, **options_of_build)
     learner = shapes(studies[-1].setup, benchmark)
-    record = _nothing(studies[-1], learner)
+    record = _nothing(studies[-1], learner, evaluate_every)
     costs = recipes.cost(choice, benchmark, learner)
-    return MethodRun(choice, studies, learner, *costs, record, folder, about or {})
+    return MethodRun(
+        choice, studies, learner, *costs, record, folder, about or {},
+        evaluate_every=evaluate_every,
+    )  # fmt: skip
 
 
 def shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
@@ -118,7 +130,7 @@ def shapes(setup: train.Setup, benchmark: Benchmark) -> PyTree:
     return jax.eval_shape(lambda key: train.start(setup, key, tasks), jax.random.key(0))
 
 
-def _nothing(study: Study, learner: PyTree) -> Record:
+def _nothing(study: Study, learner: PyTree, every: Every | None) -> Record:
     """What is known before the first task."""
     count, tasks, setup = len(study.seeds), len(study.benchmark.tasks), study.setup
 
@@ -127,6 +139,7 @@ def _nothing(study: Study, learner: PyTree) -> Record:
 
     own = (learner.theta, learner.state)
     measured = {m.name: jax.eval_shape(m.of, *own).shape for m in setup.method.measures}
+    within = unknown(tasks, 1 + points.most(study, every), tasks) if every else None
     names = ["loss", "accuracy", *([judged(setup)] if watches(setup) else [])]
     return Record(
         learners=None,
@@ -136,10 +149,11 @@ def _nothing(study: Study, learner: PyTree) -> Record:
             name: unknown(tasks, *shape[1:]) if len(shape) < 2 else unknown(*shape)
             for name, shape in measured.items()
         },
-        curves={name: unknown(tasks, events.longest(study)) for name in names},
+        curves={name: unknown(tasks, longest(study)) for name in names},
         diverged=np.zeros((count, 2), np.int32),
         seconds=np.zeros((), np.float32),
         compilations=np.zeros((), np.int32),
+        during={} if within is None else {"accuracy": within},
     )
 
 
@@ -154,6 +168,9 @@ def _scalars(cursor: Cursor) -> Cursor:
 
 def followed(record: Record, event: Event, setup: train.Setup) -> Record:
     """What is known after an event; arrays are changed in place."""
+    if isinstance(event, Evaluated):
+        record.during["accuracy"][:, event.task, event.point] = event.accuracy
+        return record
     if isinstance(event, EpochEnd):
         values = {**event.metrics._asdict(), judged(setup): event.validation}
         for name, curve in record.curves.items():

@@ -83,6 +83,7 @@ class _Epoch(NamedTuple):
     count: Any  # of steps in the whole epoch
     key: jax.Array
     task: Any
+    mask: PyTree  # what may change
     tx: optax.GradientTransformationExtraArgs
     scale: Any  # of the updates; None for 1
 
@@ -94,7 +95,7 @@ class _Carry(NamedTuple):
     statistics: PyTree
     opt_state: PyTree
     memory: PyTree
-    totals: Metrics
+    totals: jax.Array  # [2], of the loss and the accuracy
 
 
 def steps(
@@ -136,26 +137,24 @@ def steps(
         setup, chosen, learner, data, features,
         order=None if data.first is not None else random_order(key, data.y.shape[0], data.count),
         count=(data.count + setup.batch - 1) // setup.batch,
-        key=key, task=task, tx=isolate(setup.optimizer), scale=_scale(setup, learner, done),
+        key=key, task=task, mask=mask, tx=isolate(setup.optimizer),
+        scale=_scale(setup, learner, done),
     )  # fmt: skip
-    before = learner.position.totals
-    totals = jax.tree.map(lambda total: jnp.where(first == 0, 0.0, total), before)
-    carry = _Carry(
-        learner.theta, learner.statistics, IsolateState(mask, learner.opt_state),
-        learner.memory, totals,
-    )  # fmt: skip
+    totals = jnp.where(first == 0, 0.0, jnp.stack(learner.position.totals))
+    carry = _Carry(learner.theta, learner.statistics, learner.opt_state, learner.memory, totals)
     carry = jax.lax.fori_loop(first, last, lambda i, carry: _step(run, i, carry), carry)
     after = learner._replace(
-        theta=carry.theta, statistics=carry.statistics, opt_state=carry.opt_state.inner,
+        theta=carry.theta, statistics=carry.statistics, opt_state=carry.opt_state,
         memory=carry.memory,
     )  # fmt: skip
+    totals = Metrics(*carry.totals)
     if setup.patience is not None or chosen.needed is not None:  # a stopped learner stands still
         stopped = learner.stopping.stopped
         after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, learner)
-    finite = learner.position.finite & jnp.isfinite(carry.totals.loss)
-    position = learner.position._replace(totals=carry.totals, finite=finite)
+    finite = learner.position.finite & jnp.isfinite(totals.loss)
+    position = learner.position._replace(totals=totals, finite=finite)
     seen = jnp.minimum(last * setup.batch, data.count)
-    return after._replace(position=position), means(carry.totals, seen)
+    return after._replace(position=position), means(totals, seen)
 
 
 def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
@@ -164,6 +163,7 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
     method, online = setup.method, setup.method.online
     new_rows, progress = _batch(run, i)
     size = new_rows.y.shape[0]
+    real = jnp.asarray(jnp.minimum(run.data.count - i * size, size), float)  # the weights' sum
     key = jax.random.fold_in(run.key, i)
     context = lend(setup, carry.statistics, task, key, progress)
     batch = new_rows
@@ -176,10 +176,11 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
             setup, theta, state, carry.statistics, batch, task, progress, key
         )
         loss, right = (each * batch.weight for each in scores(setup, logits, batch, task))
-        mean = jnp.sum(loss) / jnp.sum(batch.weight)
+        mean = jnp.sum(loss) / (real if batch is new_rows else jnp.sum(batch.weight))
         if method.auxiliary is not None:
             mean += method.auxiliary(context, theta, state, carry.memory, batch, logits)
-        totals = Metrics(jnp.sum(loss[:size]), jnp.sum(right[:size]))  # without what is replayed
+        # Without what is replayed.
+        totals = jnp.stack([jnp.sum(loss[:size]), jnp.sum(right[:size])])
         return mean, (statistics, totals, logits)
 
     def objective(theta):
@@ -198,8 +199,9 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
         if online.gradient is not None:
             gradient = online.gradient(context, new_rows, gradient, theta, state, carry.memory)
     updates, opt_state = run.tx.update(
-        gradient, carry.opt_state, theta, **_extra_arguments(run, value, gradient, objective)
-    )
+        gradient, IsolateState(run.mask, carry.opt_state), theta,
+        **_extra_arguments(run, value, gradient, objective),
+    )  # fmt: skip
     if run.scale is not None:
         scale = run.scale(progress)
         updates = jax.tree.map(lambda u: u * scale.astype(u.dtype), updates)
@@ -210,8 +212,8 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
     if online is not None and online.update is not None:
         step = Step(new_rows, logits[:size], of_task, theta, after)
         memory = online.update(context, memory, step)
-    totals = jax.tree.map(jnp.add, carry.totals, totals)
-    return _Carry(after, statistics, opt_state, memory, totals)
+    inner: Any = opt_state  # an IsolateState
+    return _Carry(after, statistics, inner.inner, memory, carry.totals + totals)
 
 
 def _batch(run: _Epoch, i) -> tuple[Batch, jax.Array]:

@@ -247,7 +247,7 @@ def trainable(setup: Setup, theta: PyTree, state: PyTree, task: Any, mask: Any =
     """What a task may change; in mixed training the heads of all tasks so far are among it."""
     method = setup.method
     chosen = (setup.mixed and method.trainable_seen) or mask or method.trainable
-    return jax.tree.map(jnp.asarray, chosen(theta, state, task))
+    return jax.tree.map(lambda m: m if m is True else jnp.asarray(m), chosen(theta, state, task))
 
 
 def rows_of(data: Data, rows: Any, features: PyTree = None) -> Batch:

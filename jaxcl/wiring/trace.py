@@ -1,4 +1,4 @@
-"""The table of gates: which leaf, along which axis, each gate scales; given or traced.
+"""Derives the table of gates from a network's program.
 
 Multiplying unit i of a layer by its gate equals scaling row i of every kernel that reads the unit,
 whatever lies in between, if the gate is the last operation before the kernel. So a table of leaves

@@ -274,6 +274,7 @@ def test_sweep_is_one_compilation(swept):
         "heatmap.svg",
         "heatmap.png",
         "checkpoints",
+        "best",
     }
     assert {path.name for path in folder.iterdir()} == names
 
@@ -318,7 +319,7 @@ def test_a_sweep_that_was_stopped_at_its_very_end_goes_on(tmp_path, monkeypatch)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "_heat_map", stop)
+        patch.setattr(sweep, "figure", stop)
         with pytest.raises(SystemExit):
             cli.main(words)
     assert not (folder / "results.json").exists()

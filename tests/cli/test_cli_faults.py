@@ -9,6 +9,7 @@ import stat
 import subprocess
 import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -31,9 +32,7 @@ def cache(tmp_path_factory):
     before = jax.config.values["jax_compilation_cache_dir"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_enable_compilation_cache", True)
 
@@ -403,8 +402,16 @@ def final(seeds, devices, *words):
 
 
 def test_reproducible_numbers():
-    """The same bits of a seed, whatever the number of seeds and of devices."""
-    jax.config.update("jax_disable_most_optimizations", False)  # as the command runs
+    """The same bits of a seed, whatever the number of seeds and of devices, as a user compiles."""
+    if os.environ.get("JAXCL_TESTS") != "optimized":
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-n", "0", f"{__file__}::test_reproducible_numbers"],
+            env=inherited | {"JAXCL_TESTS": "optimized", "XLA_FLAGS": ""},
+            cwd=Path(__file__).parents[2], capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout
+        return
     expected = final(2, 1, "--reproducible")
     for seeds, devices in ((3, 1), (2, 2), (4, 2)):
         found = final(seeds, devices, "--reproducible")
@@ -413,7 +420,6 @@ def test_reproducible_numbers():
     assert not np.array_equal(*jax.tree.leaves(expected[1])[0])  # seeds do differ
     side_by_side = final(2, 1, "--chunk", "2")
     assert not jax.tree.all(jax.tree.map(np.array_equal, side_by_side[1], expected[1]))
-    jax.config.update("jax_disable_most_optimizations", True)
 
 
 # Names

@@ -29,9 +29,7 @@ def cache(tmp_path_factory):
     before = jax.config.values["jax_compilation_cache_dir"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        jax.config.update("jax_disable_most_optimizations", True)
         yield
-        jax.config.update("jax_disable_most_optimizations", False)
         jax.config.update("jax_compilation_cache_dir", before)
         jax.config.update("jax_enable_compilation_cache", True)
 

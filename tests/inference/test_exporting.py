@@ -27,13 +27,6 @@ print(program.platforms, np.asarray(program.call(np.load("{folder}/x.npy"))).tol
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("method", ["packnet", "hat", "pnn", "er"])
 def test_program_and_tree_give_the_logits_of_the_original(method, tmp_path):
     found = trained_runs.trained_predictor(method)

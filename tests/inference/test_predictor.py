@@ -18,13 +18,6 @@ from tests.inference.trained_runs import INPUTS, TASKS, examples
 ISOLATING = [s.name for s in REGISTRY if trained_runs.setup_of(s.name).method.isolates]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_there_are_methods_that_isolate():
     assert {"packnet", "hat", "pnn", "independent"} <= {*ISOLATING}
 

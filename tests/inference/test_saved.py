@@ -47,6 +47,23 @@ def test_a_learner_comes_back_to_the_bit(tmp_path, module):
     assert train.begin_task(setup, found.learner, 2).position.task == 2  # and can be trained on
 
 
+def test_a_learner_comes_back_over_a_mesh(tmp_path, module):
+    _, learner = trained_runs.trained("packnet")
+    pair, mesh = (
+        (learner.theta, learner.state),
+        jax.make_mesh((2,), ("x",), devices=jax.devices()[:2]),
+    )
+    rules = [("layers/0/kernel", jax.sharding.PartitionSpec("x", None))]
+    place = lambda tree: jaxcl.sharding.by_path(tree, mesh, rules)  # noqa: E731
+    jaxcl.save(tmp_path / "mine", pair, "my_builders:built", tasks=2, room=TASKS)
+    found = jaxcl.load(tmp_path / "mine", builder=module.built, shardings=place).learner
+    jax.tree.map(np.testing.assert_array_equal, found.theta, learner.theta)
+    owner = jaxcl.masks.leaves_by_path(found.state)["owner/layers/0/kernel"]
+    assert not owner.is_fully_replicated and len(owner.sharding.device_set) == 2
+    with pytest.raises(ValueError, match="no learner that save"):
+        jaxcl.load(tmp_path, shardings=place)
+
+
 def test_theta_and_state_of_a_loop_without_the_engine(tmp_path, module):
     _, learner = trained_runs.trained("packnet")
     pair = learner.theta, learner.state

@@ -13,13 +13,6 @@ T, B, C = 3, 10, 4
 CLASSES = (2, 4, 3)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def nets():
     """A linear softmax for each task, and examples."""
     rng = np.random.default_rng(0)

@@ -14,14 +14,6 @@ from jaxcl.methods import agem, replay
 RNG = np.random.default_rng(0)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def dot(a, b):
     return sum(np.sum(np.asarray(a[name], "f8") * np.asarray(b[name], "f8")) for name in a)
 

@@ -15,14 +15,6 @@ from jaxcl.methods.den import DENOptions, plan_copies, reaching, shrink, shrink_
 from jaxcl.methods.units import with_room
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make(kind="mlp", optimizer=OPTIMIZERS["adam"], start=(4, 3), room=(8, 7), **options):
     net = NETS[kind][1]
     small = net(*start)

@@ -33,14 +33,6 @@ METHODS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.partial(jax.jit, static_argnums=2)
 def drawn(buffer, key, use):
     return replay.draw(buffer, jax.random.fold_in(key, use), REPLAYED)

@@ -15,14 +15,6 @@ from jaxcl.methods import replay
 REPLAYED = 5
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def er(base):
     return jaxcl.er(base, 9, replay_batch=REPLAYED)
 

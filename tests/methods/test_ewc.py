@@ -21,14 +21,6 @@ X = RNG.normal(0, 1, (N, INPUTS)).astype("f4")
 Y = np.array([0, 1, 2, 2, 1, 0])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(params=[1, 4], ids=["one by one", "side by side"])
 def _chunk(request, monkeypatch):
     """As on a CPU and as on accelerators."""

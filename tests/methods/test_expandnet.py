@@ -12,14 +12,6 @@ from jaxcl.methods import units
 from jaxcl.methods.units import claim, draw_by_index, with_room
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def make(kind="mlp", goal=1.0, start=(4, 3), room=(8, 7), **options):
     net = NETS[kind][1]
     small = net(*start)

@@ -25,14 +25,6 @@ WEIGHT = np.array([1, 1, 1, 1, 0, 0], "f4")  # the last two fill up the batch
 T = 2.0
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def linear(scenario="task", **options):
     """Two linear layers, the second of which is the head."""
     outputs = sum(CLASSES) if scenario == "class" else max(CLASSES)

@@ -19,14 +19,6 @@ X = RNG.normal(0, 1, (N, INPUTS)).astype("f4")
 Y = np.array([0, 1, 2, 2, 1, 0])
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def ended(tasks=1, length=None, labels=Y, unseen="masked", **options):
     """A linear network's learner once some tasks on the same examples ended without training."""
     model = models.from_function(lambda params, x: x @ params["w"], {"w": jnp.asarray(W)})

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import jaxcl
 from jaxcl import masks
-from jaxcl.methods.packnet import ledger, prune_fractions
+from jaxcl.methods.packnet import ledger
+from jaxcl.methods.pruning import prune_fractions
 from tests.methods.small import KEY, SEEDS, TASKS, close, equal, mlp, move, noise, params, quickly
 
 ONE = {"layer": {"kernel": jnp.zeros((20, 16)), "bias": jnp.zeros(16)}, "head": jnp.zeros((16, 2))}

@@ -14,14 +14,6 @@ from jaxcl.testing import assert_compiles_once, assert_isolated, assert_rows_are
 OPTIONS = recipes.Options(hidden=(6, 5), batch=8)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def digits(tasks=2):
     """Permuted digits, of which a few are enough here."""

@@ -28,14 +28,6 @@ SEEDS = [3, 1, 3]
 STRENGTH = np.array([0.0, 20.0, 50.0], np.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def digits():
     """Split digits, a few of each task, which differ in length."""

@@ -14,14 +14,6 @@ from jaxcl.methods import replay
 ROOM, CLASSES, TASKS = 4, 3, 2
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def context_of(key, task=0):
     def nothing(*args):
         raise AssertionError("not needed here")

@@ -21,14 +21,6 @@ SEEDS = np.array([3, 1, 2], np.uint32)
 RATES = np.array([0.01, 0.02, 0.03], np.float32)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def digits(tasks):
     """Permuted digits, of which a few are enough here; tasks differ in length."""

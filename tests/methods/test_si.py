@@ -20,14 +20,6 @@ Y = RNG.integers(0, CLASSES, (2, N))
 OPTIMIZERS = {"momentum": optax.sgd(0.1, momentum=0.9), "adam": optax.adam(0.05)}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def linear(optimizer, **options):
     """A linear softmax, of which a batch is the whole task."""
     model = models.from_function(lambda params, x: x @ params["w"], {"w": jnp.asarray(W)})

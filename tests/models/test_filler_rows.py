@@ -18,13 +18,6 @@ X = np.asarray(jax.random.normal(jax.random.key(0), (ROWS, 6, 6, 2)) * 3 + 1)
 Y = np.arange(ROWS) % 3
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 class OwnNorm(nnx.BatchNorm):
     """A user's kind, which calls the original as it likes."""
 

@@ -21,9 +21,7 @@ QUICK = Options(hidden=(6,), epochs=2, batch=8)
 def quick(tmp_path_factory):
     jax.devices()  # from here on the command takes them as they are
     before = jax.config.values["jax_compilation_cache_dir"]
-    jax.config.update("jax_disable_most_optimizations", True)
     yield
-    jax.config.update("jax_disable_most_optimizations", False)
     jax.config.update("jax_compilation_cache_dir", before)
 
 

@@ -174,11 +174,14 @@ def test_vl_convert_is_named_if_it_is_missing(tmp_path, monkeypatch):
 
 # In a browser
 
-PROBE = """<script type="module">
+# In the page's head, so that it hears what the page's own script does first.
+LISTENERS = """<script>
 const seen = {errors: [], tips: []};
 window.addEventListener("error", (event) => seen.errors.push(String(event.message)));
 window.addEventListener("unhandledrejection", (event) => seen.errors.push(String(event.reason)));
 document.addEventListener("securitypolicyviolation", (e) => seen.errors.push(e.blockedURI));
+</script>"""
+PROBE = """<script type="module">
 const wait = (ms) => new Promise((done) => setTimeout(done, ms));
 while (document.documentElement.dataset.drawn !== "yes") await wait(20);
 const table = document.querySelector("#table table");
@@ -236,7 +239,8 @@ def browse(text, tmp_path, width):
     """What the probe sees, and what the browser's console and network log say."""
     path, log = tmp_path / f"page{width}.html", tmp_path / f"net{width}.json"
     start, _, end = text.rpartition("</body>")
-    path.write_text(f"{start}{PROBE}</body>{end}", encoding="utf-8")
+    text = f"{start}{PROBE}</body>{end}".replace("</head>", f"{LISTENERS}</head>", 1)
+    path.write_text(text, encoding="utf-8")
     command = [
         str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions",
         "--no-first-run", "--disable-background-networking", "--disable-component-update",
@@ -244,7 +248,7 @@ def browse(text, tmp_path, width):
         f"--user-data-dir={tmp_path / f'profile{width}'}", f"--log-net-log={log}",
         "--enable-logging=stderr", "--virtual-time-budget=20000", "--dump-dom", path.as_uri(),
     ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     found = re.search(r'<output id="probe">(.*?)</output>', run.stdout, re.DOTALL)
     assert found, run.stderr[-2000:]
     import html

@@ -18,13 +18,6 @@ EACH = Interval(epochs=1)
 ABOUT = {"settings": "a", "data": "b"}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def benchmark():
     generator = np.random.default_rng(0)

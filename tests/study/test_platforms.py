@@ -8,13 +8,6 @@ from jaxcl import data, recipes, study
 PLATFORMS = ("cuda", "tpu")
 
 
-@pytest.fixture(autouse=True)
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.mark.parametrize("method", ["packnet", "hat", "pnn"])
 def test_every_program_of_a_study_lowers_for_accelerators(method):
     benchmark = data.permuted_digits(2)

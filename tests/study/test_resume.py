@@ -17,13 +17,6 @@ NAMES = [spec.name for spec in REGISTRY]
 OPTIONS = Options(hidden=(6,), epochs=3, batch=8, optimizer="adam", learning_rate=0.02)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def quick():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @pytest.fixture(scope="module")
 def benchmark():
     generator = np.random.default_rng(0)

@@ -15,13 +15,6 @@ from tests.inference.trained_runs import TASKS, examples
 ABLE = [s.name for s in REGISTRY if trained_runs.setup_of(s.name).method.forget_task is not None]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def program(method):
     setup, _ = trained_runs.programs(method)

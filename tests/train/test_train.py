@@ -21,14 +21,6 @@ RATE = np.float32(0.05)
 FINETUNE = jaxcl.multihead(jaxcl.finetune(), 2)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly():
-    """What is compiled here runs for milliseconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 @functools.cache
 def digits():
     """Two tasks of permuted digits, a few of each."""
