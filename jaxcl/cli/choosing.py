@@ -73,4 +73,6 @@ def check_shared(run: Run, training: Options) -> None:
     if max(training.hidden) > 1_000_000:
         raise ValueError(f"--hidden must be at most 1000000, got {max(training.hidden)}.")
     check_words_of("--save-every", run.save_every, interval)
+    if run.debug_nans and (run.distributed or run.coordinator):
+        raise ValueError("--debug-nans is for one process: leave out --distributed, --coordinator.")
     check_name(run.name)

@@ -14,7 +14,7 @@ from jaxcl.cli import growing, processes, scenarios
 from jaxcl.cli.folder import check_free, hold, origin_of
 from jaxcl.cli.growing import Growth
 from jaxcl.cli.options import TUNED, Compare
-from jaxcl.cli.running import Place, about, begin, follow, take
+from jaxcl.cli.running import Place, about, begin, follow, full, take
 from jaxcl.cli.session import folder_of, load, notes, settings_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.cli.terminal import bars, conclude, consoles, introduce, show
@@ -79,22 +79,26 @@ def prepare(
                 with hold(path):
                     growing.recover(path)
         benchmark = load(command.run, command.training)
-        plans = [_plan(one, benchmark, devices, path) for path, one in parts.items()]
+        plans = [plan(one, benchmark, devices, path) for path, one in parts.items()]
     plans = [_taken(plan, held) for plan in plans]
     said = [cache, *notes(benchmark, command.training)]
     said += [plan.growth.words for plan in plans if plan.growth]
     said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
-    return partial(_work, plans, benchmark, devices, folder, said)
+    return partial(work, plans, benchmark, devices, folder, said)
 
 
-def _plan(command: Compare, benchmark: Benchmark, devices, folder: Path) -> Plan:
-    """A comparison before it begins."""
+def plan(
+    command: Compare, benchmark: Benchmark, devices: Sequence[Device], folder: Path, **more: Any
+) -> Plan:
+    """A comparison before it begins; `more` are further settings that decide on its results."""
     run, options, tuned = command.run, command.training, command.preset == TUNED
     own = {
         choice.spec.name: {**_differing(choice, options), **vars(choice.own)}
         for choice in command.choices
     }
-    settings = settings_of(run, benchmark, options, methods=list(command.methods), options=own)
+    settings = settings_of(
+        run, benchmark, options, methods=list(command.methods), options=own, **more
+    )
     settings[presets.KEY] = {
         choice.spec.name: "tuned" if tuned else presets.origin(choice, run.plain)
         for choice in command.choices
@@ -165,7 +169,7 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
     return {name: v for name, v in vars(choice.shared).items() if v != usual[name]}
 
 
-def _work(
+def work(
     plans: list[Plan],
     benchmark: Benchmark,
     devices: Sequence[Device],
@@ -219,6 +223,7 @@ def _trained(
     command, settings, methods = plan.command, plan.place.settings, {}
     scenario = settings["scenario"]
     where = f" ({scenario})" if several else ""
+    tell = partial(err.print, soft_wrap=True, highlight=False)
     with bars(err) as progress:
         rows = {
             name: progress.add_task(name + where, start=False, total=1, status="")
@@ -230,11 +235,14 @@ def _trained(
             moved = partial(show, progress, rows[name])
             log = command.log if processes.is_main() else ()
             with logged(log, run, plan.place.folder, settings) as watch:
-                for event, known in follow(run, command.run, stop, moved, watch=watch):
+                for event, known in follow(run, command.run, stop, moved, tell, watch=watch):
                     record = known
-                    if event.task + 1 < run.tasks and "capacity" in event.measures:
+                    lines = full(run, event.measures, event.task + 1)
+                    if not lines and event.task + 1 < run.tasks and "capacity" in event.measures:
                         free = 1 - event.measures["capacity"]
-                        _warn(err, name, least_free, event.task + 1, free)
+                        lines = _little(name, least_free, event.task + 1, free)
+                    for line in lines:
+                        tell(line)
             result = f"accuracy {percent(metrics.average_accuracy(record.accuracy).mean())}%"
             progress.update(rows[name], status=result)
             if not err.is_terminal:
@@ -252,13 +260,13 @@ def _has_result(results: Results) -> bool:
     return any(row.diverged < len(results.seeds) for row in report.summary(results))
 
 
-def _warn(err: Console, method: str, least: float, task: int, free: np.ndarray) -> None:
-    """Says so if a task begins with little of the network."""
+def _little(method: str, least: float, task: int, free: np.ndarray) -> list[str]:
+    """What to say if a task begins with little of the network."""
     share = round(float(free.min()), 3)
-    if share < least:
-        seeds = f", in the fullest of {free.size} seeds" if free.size > 1 else ""
-        err.print(
-            f"warning: {method}, task {task + 1} begins with {percent(share)}% of the weights "
-            f"free{seeds}",
-            soft_wrap=True,
-        )
+    if share >= least:
+        return []
+    seeds = f", in the fullest of {free.size} seeds" if free.size > 1 else ""
+    return [
+        f"warning: {method}, task {task + 1} begins with {percent(share)}% of the weights "
+        f"free{seeds}"
+    ]

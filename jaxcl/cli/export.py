@@ -25,7 +25,8 @@ class Export:
     Attributes:
         run: folder of a run, such as runs/permuted_digits.
         method: which of its methods.
-        task: which task, counted from 0 as in Python; None where the network is not told it.
+        task: which task, counted from 0 as in Python (tables count from 1); None where the network
+            is not told it.
         seed: which seed, counted from 0.
         out: folder for the files; None takes one under exports in that of the run.
     """

@@ -24,7 +24,7 @@ class Forget:
 
     Attributes:
         run: folder of a run, such as runs/permuted_digits.
-        task: which task, counted from 0 as in Python.
+        task: which task, counted from 0 as in Python; tables count from 1.
         method: of which method; None takes it out of all that can forget.
     """
 

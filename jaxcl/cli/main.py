@@ -97,20 +97,20 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import compare, dry, processes, sweep, tune
+    from jaxcl.cli import dry, processes, tune
     from jaxcl.cli.options import Compare
     from jaxcl.cli.running import Refused
     from jaxcl.study.comparison import Stopped
 
-    prepare: Any = compare.prepare if isinstance(command, Compare) else sweep.prepare
+    does = importlib.import_module(f"jaxcl.cli.{type(command).__name__.lower()}")
     if isinstance(command, Compare) and command.tune:
-        prepare = tune.prepare
+        does = tune
     if isinstance(command, Compare) and command.dry_run:
-        prepare = dry.prepare
+        does = dry
     try:
         absent = isinstance(command, Compare) and command.topology
         devices = dry.devices_of(command) if absent else use_devices(command.run)
-        job = prepare(command, devices, cache, held)
+        job = does.prepare(command, devices, cache, held)
     except REFUSED as error:
         _fail(error)
     except KeyboardInterrupt as error:

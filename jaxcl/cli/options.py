@@ -12,10 +12,11 @@ from jaxcl.study.recipes import Choice, Options
 
 MOST_SEEDS, MOST_SEED = 1_000_000, 0xFFFFFFFF
 PRESETS, TUNED = ("best", "none"), "tuned"
-ONCE = ("resume", "override")  # options that do not belong to a command to be repeated
-# Options of `compare` beside those of Run and of the methods.
+ONCE = ("resume", "override", "debug_nans")  # that do not belong to a command to be repeated
+# Options of `compare` beside those of Run and of the methods, and of `extend` beside Run's.
 OF_COMPARE = ("methods", "warn_free", "preset", "tune", "samples", "tune_seeds", "dry_run")
 OF_COMPARE += ("topology", "evaluate_every", "log")
+EXTENDS = ("tasks", "benchmark", "methods", "warn_free")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Run:
         resume: go on with the run in the same folder, from where it was saved last.
         save_every: how often to save within a task, beside after each: a time, such as 30s, 5m or
             1h, or a number of epochs, such as 10epochs.
+        debug_nans: stop at the first NaN of any seed, and name the operation and its line; all
+            learners are held twice meanwhile.
         override: go on although jaxcl, JAX or the kind of device is another one than before, which
             may round otherwise; the results say so.
     """
@@ -79,6 +82,7 @@ class Run:
     timeout: int = option(60, least=1)
     resume: bool = False
     save_every: str = "5m"
+    debug_nans: bool = False
     override: bool = False
 
     @property
@@ -192,6 +196,32 @@ def check_seeds(run: Run) -> None:
         raise ValueError("--seed is the first of a number of seeds; --seeds lists them already.")
 
 
+@dataclasses.dataclass(frozen=True)
+class Extend:
+    """Train a finished run's networks on further tasks, and keep its results so far.
+
+    The extended run is one like any other, in a folder of its own: it can be stopped and resumed,
+    opened, reported, and extended again. The finished run stays as it is.
+
+    Attributes:
+        folder: of the finished run, such as runs/permuted_digits.
+        tasks: number of all tasks, where the run's own benchmark can have more of them.
+        benchmark: tasks that follow the run's; of inputs of the same shape and type.
+        methods: which of its methods; none takes all. MODULE:SPEC names one of your own.
+        warn_free: as for compare.
+        own: the Specs of those of your own, by the words that name them.
+        run: where it goes, devices and files.
+    """
+
+    folder: Path
+    tasks: int | None
+    benchmark: str | None
+    methods: tuple[str, ...]
+    warn_free: float
+    own: Mapping[str, Spec]
+    run: Run
+
+
 def check_name(name: str | None) -> None:
     """Raises ValueError for what can be no folder's name."""
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
@@ -216,10 +246,11 @@ def _tune(tune: Tune) -> dict[str, Any]:
     return given
 
 
-def command_line(command: Compare | Sweep) -> str:
+def command_line(command: Compare | Sweep | Extend) -> str:
     """The command with every option spelled out."""
     words = [type(command).__name__.lower()]
     words += [command.method] if isinstance(command, Sweep) else []
+    words += [str(command.folder)] if isinstance(command, Extend) else []
     return _line(words, given_by(command))
 
 
@@ -234,10 +265,13 @@ def short_line(command: Compare, usual: Compare) -> str:
     return _line(["compare"], {**first, **kept})
 
 
-def given_by(command: Compare | Sweep) -> dict[str, Any]:
+def given_by(command: Compare | Sweep | Extend) -> dict[str, Any]:
     """All options of a command by name."""
     given: dict[str, Any] = {k: v for k, v in vars(command.run).items() if k not in ONCE}
-    if isinstance(command, Compare):
+    if isinstance(command, Extend):
+        given |= {name: getattr(command, name) for name in EXTENDS}
+        del given["seeds"], given["seed"]
+    elif isinstance(command, Compare):
         given |= {"methods": command.methods, "warn_free": command.warn_free}
         given |= {"evaluate_every": command.evaluate_every, "log": command.log}
         given |= {**vars(command.training), "scenario": command.scenarios}

@@ -3,6 +3,7 @@
 import dataclasses
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 
 from jaxcl.cli import config, sweeping, tuning
@@ -14,7 +15,7 @@ from jaxcl.cli.choosing import (
     find_method,
     method_names,
 )
-from jaxcl.cli.options import OF_COMPARE, PRESETS, Compare, Run, Sweep, flag, names_of
+from jaxcl.cli.options import OF_COMPARE, PRESETS, Compare, Extend, Run, Sweep, flag, names_of
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_choice, nearest
 from jaxcl.methods import check_distinct
@@ -39,6 +40,7 @@ Every option of training can be given to one method alone, as in "--NAME.learnin
 COMMANDS = {
     "compare": "Train several methods on one sequence of tasks, and show what each forgot.",
     "sweep": "Train one method with every combination of settings, and pick the best.",
+    "extend": "Train a finished run's networks on further tasks, and keep its results so far.",
     "plot": "Draw a run again, without training.",
     "report": "Write one or several runs as a web page, one file that needs no network.",
     "merge": "Join runs of the same settings into one, with more seeds or more methods.",
@@ -48,10 +50,10 @@ COMMANDS = {
     "export": "Write one task's own network as parameters and as a program without jaxcl.",
     "forget": "Take a task out of a run's networks, and leave all others as they are.",
 }
-TRAINING = ("compare", "sweep")
+TRAINING = ("compare", "sweep", "extend")
 
 
-def parse(args: Sequence[str]) -> Compare | Sweep:
+def parse(args: Sequence[str]) -> Compare | Sweep | Extend:
     """The command that the words ask for; tyro ends the process if there is none.
 
     Raises:
@@ -66,6 +68,8 @@ def parse(args: Sequence[str]) -> Compare | Sweep:
         )
     if args[:1] not in ([name] for name in TRAINING):
         _help(args)
+    if args[:1] == ["extend"]:
+        return _parse_extend(args)
     args = config.expand(args, [*names_of(Run), *OF_COMPARE, "method"])
     run = Run(benchmark=of_words.value_of(args, "--benchmark") or Run.benchmark)
     shared = recipes.defaults(run.plain)
@@ -209,6 +213,44 @@ def _check_scenarios(scenarios: Sequence[str], choices: Sequence[Choice]) -> Non
                 f"{name} trains in the scenario {', '.join(choice.spec.scenarios)}, not in "
                 f"{listed(scenarios)}."
             )
+
+
+def _parse_extend(args: Sequence[str]) -> Extend:
+    fields: list[tuple] = [
+        ("folder", of_words.positional(Path), of_words.missing()),
+        ("tasks", int | None, option(None, least=1)),
+        ("benchmark", str | None, None),
+        ("methods", tuple[str, ...], ()),
+        ("warn_free", float, option(0.05, least=0, most=1)),
+        ("out", Path | None, None),
+        ("name", str | None, None),
+        ("resume", bool, False),
+        *of_words.rare(Run()),
+    ]
+    kind = of_words.made("Extend", fields, EXTEND_HELP)
+    words = of_words.read_words(kind, kind(), "extend", args[1:])
+    check_options(kind, {"tasks": words.tasks, "warn_free": words.warn_free}, flag)
+    if words.tasks is not None and words.benchmark is not None:
+        raise ValueError("give --tasks or --benchmark, not both; --benchmark NAME,tasks=2 has two.")
+    methods = tuple(words.methods)
+    own = {name: find_method(name) for name in methods if ":" in name}
+    there = words.folder.expanduser().resolve()
+    run = Run(
+        out=words.out or there.parent, name=words.name or f"{there.name}_extended",
+        resume=words.resume, **vars(words.machine), **vars(words.cluster),
+    )  # fmt: skip
+    check_shared(run, Options())
+    return Extend(
+        words.folder, words.tasks, words.benchmark, methods, words.warn_free, own, run
+    )  # fmt: skip
+
+
+EXTEND_HELP = f"""{Extend.__doc__}
+        out: folder of all runs; None takes that of the finished one.
+        name: folder of the extended run within it; None takes the finished one's name with
+            _extended behind it.
+        resume: go on with the extended run, from where it was saved last.
+"""
 
 
 def _for_one_method(

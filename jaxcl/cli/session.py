@@ -40,13 +40,15 @@ def folder_of(run: Run, usual: str) -> Path:
 def load(run: Run, training: Options) -> Benchmark:
     """The benchmark, as images where the network needs them; its inputs fit the network."""
     flat = False if training.network != "mlp" else None
+    parts = [dataclasses.replace(run, benchmark=name) for name in run.benchmark.split(";")]
+    if len(parts) > 1:  # each says itself how many tasks it has
+        parts = [dataclasses.replace(part, tasks=None) for part in parts]
     try:
-        if MODULE.fullmatch(run.benchmark):
-            benchmark = _of_module(run)
-        else:
-            benchmark = data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
+        benchmark = data.chained([_sequence(part, flat) for part in parts])
     except RuntimeError as error:  # ~ where there is no home
         raise ValueError(f"the data cannot be found: {error} Give --data-dir.") from error
+    if len(parts) > 1 and run.tasks not in (None, len(benchmark.tasks)):
+        raise ValueError(f"{run.benchmark} has {len(benchmark.tasks)} tasks, not {run.tasks}.")
     reason = _misfit(benchmark, training)
     if reason:
         kinds = typing.get_args(typing.get_type_hints(Options)["network"])
@@ -58,6 +60,12 @@ def load(run: Run, training: Options) -> Benchmark:
             f"{reason.rstrip('.')}; {listed(fit)} {verb}."
         )
     return benchmark
+
+
+def _sequence(run: Run, flat: bool | None) -> Benchmark:
+    if MODULE.fullmatch(run.benchmark):
+        return _of_module(run)
+    return data.load(run.benchmark, tasks=run.tasks, data_dir=run.data_dir, flat=flat)
 
 
 def _of_module(run: Run) -> Benchmark:
@@ -138,7 +146,8 @@ def check_size(studies: Sequence[Study], learner: PyTree, choice: Choice) -> Non
         raise ValueError(
             f"{choice.spec.name}: a device has {size(limit)}, which is too little for "
             f"{counted(layout.per_device, 'learner')} of {size(each)} and batches of "
-            f"{size(batch)}; choose a smaller network, fewer seeds or a smaller batch."
+            f"{size(batch)}; choose a smaller network, fewer seeds or a smaller batch"
+            f"{choice.spec.smaller and f', or {choice.spec.smaller}'}."
         )
 
 

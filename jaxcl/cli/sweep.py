@@ -110,10 +110,12 @@ def _work(plan: Plan, said: Sequence[str], stop: Callable[[], bool]) -> None:
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
     record = one.record
+    tell = partial(err.print, soft_wrap=True, highlight=False)
     with bars(err) as progress:
         what = f"{len(plan.settings)} x {settings['method']}"
         row = progress.add_task(what, total=1, status="")
-        for _, known in follow(one, command.run, stop, partial(show, progress, row), "val"):
+        moved = partial(show, progress, row)
+        for _, known in follow(one, command.run, stop, moved, tell, "val"):
             record = known
     found = searches.found(record, command.swept, plan.settings)
     tests = _tests(one, record)  # only now does anything look at the test sets

@@ -177,8 +177,8 @@ def _searched(
     with bars(err) as progress:
         what = f"{name}, {counted(len(one.settings), 'setting')}"
         row = progress.add_task(what, start=False, total=1, status="")
-        moved = partial(show, progress, row)
-        for _, known in follow(one.run, command.run, stop, moved, "val"):
+        moved, tell = partial(show, progress, row), partial(err.print, soft_wrap=True)
+        for _, known in follow(one.run, command.run, stop, moved, tell, "val"):
             record = known
     found = searches.found(record, grid, one.settings)
     err.print(f"{name}: {searches.sentence(found)}", soft_wrap=True)

@@ -71,7 +71,7 @@ def _several(field: dataclasses.Field, value: Any) -> Any:
 
 
 MACHINE = ("data_dir", "devices", "devices_per_replica", "chunk", "reproducible", "cache")
-MACHINE += ("save_every", "override")
+MACHINE += ("save_every", "debug_nans", "override")
 CLUSTER = ("distributed", "coordinator", "processes", "process", "timeout")
 
 

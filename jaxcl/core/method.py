@@ -76,12 +76,16 @@ class Online(NamedTuple):
         gradient: `(context, batch, gradient, theta, state, memory) -> gradient`, before the
             optimizer; `batch` is the running task's rows.
         update: `(context, memory, step) -> memory`, after the optimizer's step.
+        grow: `(key, memory, fresh) -> memory`, between two tasks, where there shall be room for
+            more of them than before: `fresh` is an empty memory that has it. By default the old
+            arrays lead the new ones.
     """
 
     init: Callable[[Batch, PyTree], PyTree]
     extend: Callable[[Context, Batch, PyTree], Batch] | None = None
     gradient: Callable[[Context, Batch, PyTree, PyTree, PyTree, PyTree], PyTree] | None = None
     update: "Callable[[Context, PyTree, Step], PyTree] | None" = None
+    grow: Callable[[jax.Array, PyTree, PyTree], PyTree] | None = None
 
 
 class Step(NamedTuple):
@@ -255,6 +259,8 @@ class Method(NamedTuple):
             not use, in smaller arrays; not traced. None if nothing can be left out.
         forget_task: `(theta, state, memory, task, kept, fresh) -> (theta, state, memory)`, without
             a finished task; not traced. None where what a task left cannot be told apart.
+        forget_statistics: `(statistics, task, kept, fresh) -> statistics`, likewise, of a network
+            that keeps running statistics of its own for each task. None where it does not.
     """
 
     init: Init
@@ -277,6 +283,7 @@ class Method(NamedTuple):
     used: Trainable | None = None
     compact: Callable[[PyTree, PyTree, int, PyTree], tuple[PyTree, PyTree]] | None = None
     forget_task: ForgetTask | None = None
+    forget_statistics: Callable[[PyTree, int, Any, PyTree], PyTree] | None = None
 
     def capacity(self, theta: PyTree, state: PyTree) -> jax.Array:
         """The measure of that name: the share of the network that the tasks so far use; else 1."""

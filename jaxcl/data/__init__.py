@@ -28,6 +28,7 @@ from jaxcl.data.naming import BENCHMARKS, load, parse
 from jaxcl.data.sequences import (
     SEQUENCES,
     alphabets,
+    chained,
     mixture,
     normalized,
     permuted,
@@ -64,6 +65,7 @@ __all__ = [
     "Task",
     "about",
     "alphabets",
+    "chained",
     "check",
     "cifar100",
     "digits",

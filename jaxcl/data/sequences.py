@@ -170,6 +170,45 @@ def mixture(
     return joined._replace(tasks=joined.tasks[:number])
 
 
+def chained(benchmarks: Sequence[Benchmark]) -> Benchmark:
+    """The tasks of several sequences, one after the other; the first one's normalization is all's.
+
+    Raises:
+        ValueError: for inputs of different shapes, types or scales, or tasks with orders of pixels
+            of their own, which a chain does not know.
+
+    >>> from jaxcl.data import from_arrays
+    >>> x, y = np.ones((30, 2)), np.arange(30) % 3
+    >>> len(chained([from_arrays("one", [(x, y)]), from_arrays("two", [(x, y)] * 2)]).tasks)
+    3
+    """
+    first, *others = benchmarks
+    if not others:
+        return first
+    for one in benchmarks:
+        if one.permutation is not None:
+            raise ValueError(f"{one.name}: permuted tasks and others make no sequence together.")
+        for what, there in _stored(first).items():
+            here = _stored(one)[what]
+            if here != there:
+                raise ValueError(
+                    f"{one.name}: its inputs have {what} {here}, those of {first.name} {there}."
+                )
+    joined = first._replace(
+        name=";".join(one.name for one in benchmarks),
+        tasks=tuple(task for one in benchmarks for task in one.tasks),
+        provenance=tuple(source for one in benchmarks for source in one.provenance),
+        identifier=";".join(one.identifier for one in benchmarks),
+        left_out=tuple(dict.fromkeys(what for one in benchmarks for what in one.left_out)),
+    )
+    return check(joined)
+
+
+def _stored(benchmark: Benchmark) -> dict[str, Any]:
+    dtype = benchmark.tasks[0].train.x.dtype
+    return {"shape": tuple(benchmark.shape), "type": str(dtype), "scale": benchmark.scale}
+
+
 def normalized(benchmark: Benchmark, by: Literal["first", "each"] = "first") -> Benchmark:
     """A benchmark whose inputs have mean 0 and standard deviation 1 on training examples.
 

@@ -49,7 +49,9 @@ def check(trained: Trained, task: int) -> None:
     there = [number for number in range(trained.tasks) if number not in gone]
     if task not in there:
         numbers = ", ".join(map(str, there)) or "none"
-        raise ValueError(f"{trained.spec.name} has no task {task}; it has {numbers}.")
+        raise ValueError(
+            f"{trained.spec.name} has no task {task}; it has {numbers}, counted from 0."
+        )
 
 
 def forget(trained: Trained, task: int) -> Forgotten:

@@ -90,6 +90,7 @@ def agem(
         init=lambda sample, theta: replay.empty(kept, sample),
         gradient=gradient,
         update=partial(replay.offer, kept),
+        grow=partial(replay.regrown, kept),
     )
     return replay.replaying("agem", base, online)
 

@@ -369,6 +369,7 @@ SPEC = Spec(
         leaf.size for leaf in jax.tree.leaves(learner.theta["params"])
     ),
     divides=True,
+    limit=of_units.LIMIT,
     example="--cpg.goal 0.9,0.95,0.98",
     reference="Hung et al., Compacting, Picking and Growing for unforgetting learning (2019)",
 )

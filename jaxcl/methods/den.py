@@ -416,6 +416,7 @@ SPEC = Spec(
         "permuted_digits": {"optimizer": "adam", "learning_rate": 0.003, "pull": 0.05},
         "split_digits": {"optimizer": "adam", "learning_rate": 0.001},
     },
+    limit=of_units.LIMIT,
     example="--tau 0.01,0.1 --drift 0.05,0.2",
     reference="Yoon et al., Lifelong Learning with Dynamically Expandable Networks (2018)",
 )

@@ -78,6 +78,7 @@ def er(
         init=lambda sample, theta: replay.empty(kept, sample),
         extend=extend,
         update=partial(replay.offer, kept),
+        grow=partial(replay.regrown, kept),
     )
     return replay.replaying("er", base, online)
 

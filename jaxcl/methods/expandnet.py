@@ -196,5 +196,6 @@ SPEC = Spec(
     options=ExpandNetOptions,
     color="#9c27b0",
     task_limits=of_units.task_limits,
+    limit=of_units.LIMIT,
     example="--goal 0.9,0.95,0.98",
 )

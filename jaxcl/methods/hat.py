@@ -23,7 +23,7 @@ from jaxcl.methods.gated import (
     overlap,
     protection,
 )
-from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
+from jaxcl.methods.spec import Built, Limit, Problem, Spec, all_used, check_options, option
 from jaxcl.wiring.table import check_wiring
 
 MOST_EXPONENT = 50.0  # the original's thres_cosh
@@ -386,6 +386,11 @@ SPEC = Spec(
         leaf.size for leaf in jax.tree.leaves(learner.theta["params"])
     ),
     divides=True,
+    limit=Limit(
+        all_used,
+        "no weight is free for it, so that it can but choose among the units there are",
+        "a larger network or a larger --c leaves more",
+    ),
     example="--s-max 100,200,400 --c 0.5,0.75,1",
     reference="Serra et al., Overcoming catastrophic forgetting with hard attention (2018)",
     by_default=True,

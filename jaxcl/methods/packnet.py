@@ -1,7 +1,7 @@
 """PackNet: prune, freeze, and pack the next task into what is free."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
@@ -30,7 +30,7 @@ from jaxcl.methods.pruning import (
     stack_axes,
     weights_of,
 )
-from jaxcl.methods.spec import Built, Problem, Spec, check_options, option
+from jaxcl.methods.spec import Built, Limit, Problem, Spec, all_used, check_options, option
 
 MOST_TASKS = 254  # owners are uint8
 
@@ -43,10 +43,13 @@ class PackNetOptions:
         prune: share of its weights that a task gives up; None makes all shares equal.
         retrain_scale: step size of the retraining that follows pruning, as a share of the step size
             before it; the original has a tenth.
+        room: further tasks to leave weights for, which "jaxcl extend" can train later; with 0 the
+            last task keeps all that is left.
     """
 
     prune: float | None = option(None, least=0, most=1, sweep=True)
     retrain_scale: float = option(1.0, above=0, sweep=True, tune=(0.1, 1.0))
+    room: int = option(0, least=0, most=MOST_TASKS)
 
 
 class PackNetState(NamedTuple):
@@ -73,6 +76,7 @@ def packnet(
     heads: str = HEAD,
     retrain_scale: ArrayLike = PackNetOptions.retrain_scale,
     stacked: str | Callable[[str, jax.Array], Sequence[int]] | None = None,
+    room: int = PackNetOptions.room,
 ) -> Method:
     """PackNet: each task keeps its largest weights, and later tasks train what is left.
 
@@ -100,6 +104,7 @@ def packnet(
         stacked: which leaves hold many layers, such as those of a scan [layers, in, out]: the axes
             `(path, leaf)` are stacked along, such as (0,), or (); or a regular expression of the
             paths of those with one such axis, their first. Each layer is then ranked on its own.
+        room: prune as if so many more tasks followed the last one.
 
     Returns:
         A method whose `theta` is the parameters. `masks.summary(params, state.owner)` tells which
@@ -115,8 +120,8 @@ def packnet(
         the task is given and nothing is overwritten. With `ties="exact"` exactly the stated number
         is pruned.
     """
-    _check(tasks, reinit_free, ties, scope, heads, retrain_scale, stacked)
-    fractions, draws = prune_fractions(tasks, prune), reinit_free == "random"
+    _check(tasks, room, reinit_free, ties, scope, heads, retrain_scale, stacked)
+    fractions, draws = prune_fractions(tasks + room, prune), reinit_free == "random"
     stack_of = partial(stack_axes, stacked)
     is_prunable = prunable or partial(is_weight, heads, stack_of)
     rank = partial(masks.smallest_fraction, ties=ties, scope=scope)
@@ -170,14 +175,16 @@ def packnet(
     return guarded("packnet", method)
 
 
-def _check(tasks, reinit_free, ties, scope, heads, retrain_scale, stacked) -> None:
+def _check(tasks, room, reinit_free, ties, scope, heads, retrain_scale, stacked) -> None:
     """Raises ValueError for settings of `packnet` out of range."""
     check_count("packnet: tasks", tasks, MOST_TASKS)
     check_choice("packnet: reinit_free", reinit_free, ("zero", "keep", "random"))
     check_choice("packnet: ties", ties, masks.TIES)
     check_choice("packnet: scope", scope, masks.SCOPES)
     check_pattern("packnet: heads", heads)
-    check_options(PackNetOptions, {"retrain_scale": retrain_scale}, "packnet: {}".format)
+    given = {"retrain_scale": retrain_scale, "room": room}
+    check_options(PackNetOptions, given, "packnet: {}".format)
+    check_count("packnet: tasks and room", tasks + room, MOST_TASKS)
     if isinstance(stacked, str):
         check_pattern("packnet: stacked", stacked)
     if stacked is not None and scope == "global":
@@ -264,7 +271,9 @@ def _shuffled(key: jax.Array, weights: dict[str, jax.Array]) -> dict[str, jax.Ar
 
 def _build(problem: Problem, options: PackNetOptions) -> Built:
     prune = "equal" if options.prune is None else options.prune
-    isolated = packnet(problem.tasks, prune, retrain_scale=options.retrain_scale)
+    isolated = packnet(
+        problem.tasks, prune, retrain_scale=options.retrain_scale, room=options.room
+    )  # fmt: skip
     return Built(problem.with_heads(isolated), problem.network(), problem.norm)
 
 
@@ -272,6 +281,11 @@ def _about(learner) -> str:
     """How much of the network is divided among the tasks."""
     owner = learner.state.owner
     return f"{masks.summary(learner.theta, owner).splitlines()[-1]} ({shorten(sorted(owner))})"
+
+
+def _extended(options: PackNetOptions, more: int) -> PackNetOptions:
+    """With more tasks, so much less room."""
+    return replace(options, room=max(0, options.room - more))
 
 
 SPEC = Spec(
@@ -282,6 +296,12 @@ SPEC = Spec(
     color="#00876a",
     divides=True,
     about=_about,
+    limit=Limit(
+        all_used,
+        "no weight is free for it, so that it trains its head alone",
+        "a larger network, a larger --prune, or --room where a run is extended, leaves more",
+    ),
+    extended=_extended,
     example="--prune 0.25,0.5,0.75",
     reference="Mallya and Lazebnik, PackNet (2018)",
     by_default=True,

@@ -144,6 +144,7 @@ def pnn(
         tasks=tasks,
         compact=partial(_up_to, view),
         forget_task=partial(_forget, len(specs)),
+        forget_statistics=partial(_forget_statistics, len(specs)),
     )
     return guarded("pnn", method), _network(model, tasks, specs)
 
@@ -159,8 +160,7 @@ def _forget(
     layers: int, theta: PyTree, state: PNNState, memory, task: int, kept: np.ndarray, fresh
 ) -> tuple[PyTree, PNNState, PyTree]:
     """What later columns read of this one stays; its head, which none of them reads, does not."""
-    read = layers > 0 and kept[task + 1 :].any()
-    last = f"laterals/{layers - 1}/"
+    read, last = _is_read(layers, task, kept), f"laterals/{layers - 1}/"
 
     def clear(path, leaf):
         is_head = path.startswith(last) or re.search(HEAD, path) is not None
@@ -169,6 +169,20 @@ def _forget(
     own = jax.tree.map(lambda new, old: jnp.where(state.current == task, new, old), fresh, theta)
     columns = masks.map_with_path(clear, state.columns)
     return own, state._replace(columns=columns), memory
+
+
+def _forget_statistics(layers: int, statistics: PyTree, task: int, kept: np.ndarray, fresh):
+    """A column that goes as a whole takes its statistics along."""
+    if _is_read(layers, task, kept):
+        return statistics
+    return jax.tree.map(
+        lambda rows, new: rows.at[:, task].set(new[:, task]), statistics, fresh
+    )  # fmt: skip
+
+
+def _is_read(layers: int, task: int, kept: np.ndarray) -> bool:
+    """Whether later columns that stay read one."""
+    return layers > 0 and bool(kept[task + 1 :].any())
 
 
 def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
@@ -352,6 +366,7 @@ SPEC = Spec(
     options=PNNOptions,
     color="#0b66ad",
     task_limits=task_limits,
+    smaller="a smaller --column-width or fewer tasks",
     parameters=lambda problem, options, learner: _parameters(
         problem, problem.network(options.column_width), options.lateral
     ),

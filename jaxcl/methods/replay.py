@@ -198,6 +198,33 @@ def without(buffer: Buffer, task: int) -> Buffer:
     return Buffer(x, y, tasks, logits, jnp.where(loses, number, buffer.count))
 
 
+def regrown(store: Store, key: jax.Array, buffer: Buffer, fresh: Buffer) -> Buffer:
+    """The buffer in an empty one that may have more cells, which are smaller then.
+
+    Of a cell that does not fit, a ring's latest examples stay, and of the others a uniform sample.
+    """
+    cells, more = buffer.count.size, fresh.count.size
+    if cells == more:
+        return buffer
+    size, smaller = buffer.y.shape[0] // cells, fresh.y.shape[0] // more
+    slot = jnp.arange(size)[None, :]
+    age = jax.random.uniform(key, (cells, size))
+    if store.policy == "ring":
+        latest = ((buffer.count - 1) % size).astype(jnp.int32)[:, None]
+        age = (latest - slot) % size / size
+    filled = slot < buffer.count[:, None]
+    order = jnp.argsort(jnp.where(filled, age, 2.0), axis=1)[:, :smaller]
+
+    def move(old, new):
+        rows = old.reshape(cells, size, *old.shape[1:])
+        chosen = jnp.take_along_axis(rows, order[(...,) + (None,) * (rows.ndim - 2)], axis=1)
+        room = new.reshape(more, smaller, *new.shape[1:])
+        return room.at[:cells].set(chosen).reshape(new.shape)
+
+    x, y, tasks, logits = jax.tree.map(move, buffer[:4], fresh[:4])
+    return Buffer(x, y, tasks, logits, fresh.count.at[:cells].set(buffer.count))
+
+
 def reservoir_slots(key: jax.Array, number: jax.Array, slots: int) -> jax.Array:
     """Where examples of a stream go.
 

@@ -56,6 +56,26 @@ class NoOptions:
     """The options of a method that has none."""
 
 
+class Limit(NamedTuple):
+    """Where a method has nothing left for a further task.
+
+    Attributes:
+        reached: `(measures, learner) -> bool [seeds]`: of the method's numbers after a task, by
+            name, [seeds] each, and the shapes of one learner.
+        words: what is then so for the next task, as in "no weight is free for it".
+        advice: what to change, as in "a larger network leaves more".
+    """
+
+    reached: Callable[[Mapping[str, Any], PyTree], Any]
+    words: str
+    advice: str
+
+
+def all_used(measures: Mapping[str, Any], learner: PyTree) -> Any:
+    """`Limit.reached` where the tasks share out one network: its whole capacity is used."""
+    return measures["capacity"] >= 1
+
+
 class Spec(NamedTuple):
     """All that command, recipes, reports, tests and docs need to know of a method.
 
@@ -78,6 +98,10 @@ class Spec(NamedTuple):
             data chose there.
         by_default: the command compares it where no methods are named.
         about: `(learner) -> str`, a line to show before training; `learner` may be shapes.
+        limit: where it has nothing left for a further task, if that can be.
+        smaller: what makes its learners smaller, beside a smaller network.
+        extended: `(options, more) -> options`, with which a run of it goes on for so many more
+            tasks, if they are others.
         example: values for a sweep, as words of the command.
         reference: what it is published in.
     """
@@ -96,6 +120,9 @@ class Spec(NamedTuple):
     presets: Mapping[str, Mapping[str, Any]] = {}
     by_default: bool = False
     about: Callable[[PyTree], str] | None = None
+    limit: Limit | None = None
+    smaller: str = ""
+    extended: Callable[[Any, int], Any] | None = None
     example: str = ""
     reference: str = ""
 
@@ -181,7 +208,7 @@ def check_spec(spec: Any, source: str = "") -> Spec:
     for field in dataclasses.fields(spec.options):
         if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
             raise ValueError(f"{own}: its option '{field.name}' needs a default.")
-    counts = {"build": 2, "parameters": 3, "about": 1, "task_limits": 1}
+    counts = {"build": 2, "parameters": 3, "about": 1, "task_limits": 1, "extended": 2}
     for function, count in counts.items():
         given = getattr(spec, function)
         if given is None:

@@ -12,11 +12,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxcl.core import masks
 from jaxcl.core.method import Batch, Context, Measure, Method
 from jaxcl.core.model import Model, Wiring
 from jaxcl.core.trees import PyTree
+from jaxcl.methods.spec import Limit
 
 NORMS = r"(^|/)norms?(/|$)"  # each task's own: statistics are of the units that there are
 TASKS = 8  # that the first program has room for
@@ -307,6 +309,18 @@ def measures(wiring: Wiring) -> tuple[Measure, ...]:
         return lambda theta, state: jnp.sum(state.stamps[gate] > 0).astype(jnp.float32)
 
     return tuple(Measure(f"units {gate}", count(gate)) for gate in wiring.gates)
+
+
+def at_cap(measures: Mapping[str, Any], learner: PyTree) -> Any:
+    """`Limit.reached` of a network that grows: no layer has room for a further unit."""
+    room = {f"units {gate}": stamp.shape[0] for gate, stamp in learner.state.stamps.items()}
+    return np.all([measures[name] >= count for name, count in room.items()], axis=0)
+
+
+LIMIT = Limit(
+    at_cap, "every layer has as many units as it may, so that it can grow no more",
+    "a larger --cap leaves room",
+)  # fmt: skip
 
 
 def task_limits(tasks: int) -> list[int]:

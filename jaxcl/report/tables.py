@@ -165,7 +165,7 @@ def _cells(row: Row) -> list[str]:
 def note(results: Results | Mapping[str, Any]) -> str:
     """What the intervals are, which seeds they leave out, and where the settings come from."""
     results = as_results(results)
-    parts = [intervals(results), *divergences(results), presets.said(results)]
+    parts = [intervals(results), *divergences(results), *exhausted(results), presets.said(results)]
     return " ".join(filter(None, parts))
 
 
@@ -190,4 +190,20 @@ def divergences(results: Results) -> list[str]:
             left = "" if len(found) == len(results.seeds) else "; the intervals leave it out"
             left = left.replace("it", "them") if len(found) > 1 else left
             said.append(f"* {method.shown.label} diverged: {text.listed(found[:4])}{left}.")
+    return said
+
+
+def exhausted(results: Results) -> list[str]:
+    """For each method that had no weight left for a task: the first such task, and how often."""
+    said = []
+    for method in results.methods.values():
+        if not method.shown.divides or "capacity" not in method.measures:
+            continue
+        full = method.measures["capacity"][:, :-1] >= 1
+        if full.any():
+            task, seeds = int(np.argmax(full.any(axis=0))) + 2, int(full.any(axis=1).sum())
+            said.append(
+                f"{method.shown.label} had no free weight when task {task} began, with {seeds} of "
+                f"{text.counted(len(results.seeds), 'seed')}."
+            )
     return said

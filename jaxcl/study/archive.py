@@ -110,6 +110,39 @@ def _spread(learners: PyTree, layout: replicas.Layout) -> PyTree:
     return take(learners)
 
 
+def extend(run: MethodRun, before: MethodRun) -> MethodRun:
+    """A method that goes on from the end of a run of its first tasks; the checkpoint is written.
+
+    Args:
+        run: the method before its first task, on a sequence that begins with the tasks of `before`.
+        before: the finished run, restored with its learners.
+
+    Raises:
+        OSError: if the checkpoint cannot be written; nothing is left of it then.
+    """
+    done = before.tasks
+    one = next(one for one in run.studies if len(one.benchmark.tasks) >= done)
+    learners = _spread(before.record.learners, one.layout)
+    if len(one.benchmark.tasks) > done:
+        fixed = (replicas.place(one.settings, one.layout),)
+        learners = one.programs["grow"](learners, fixed)
+
+    def lead(new, old):
+        """What was measured, before what is not yet."""
+        new = np.array(new)
+        new[tuple(map(slice, old.shape))] = old
+        return new
+
+    known = (one._replace(learners=None) for one in (run.record, before.record))
+    record = jax.tree.map(lead, *known)._replace(learners=learners)
+    name = f"task_{done}"
+    if run.folder:
+        saver = Saver(run.folder, run.about)
+        saver.save(name, record)
+        saver.wait()
+    return run._replace(record=record, found=run.folder and run.folder / name)
+
+
 def make_room(run: MethodRun) -> None:
     """Makes the folder and clears the way for the checkpoints that are going to be written.
 

@@ -8,13 +8,14 @@ import jax
 import numpy as np
 
 from jaxcl.study import events
-from jaxcl.study.archive import Saver, make_room, name_of, restore
+from jaxcl.study.archive import Saver, extend, make_room, name_of, restore
 from jaxcl.study.events import Cursor, Event
 from jaxcl.study.pace import USUAL, Interval, Pace
 from jaxcl.study.points import Evaluated
 from jaxcl.study.record import MethodRun, Record, begin, followed, shapes
 
-__all__ = ["MethodRun", "Record", "Stopped", "advance", "begin", "make_room", "restore", "shapes"]
+__all__ = ["MethodRun", "Record", "Stopped", "advance", "begin", "extend", "make_room", "restore"]
+__all__ += ["shapes"]
 
 
 class Stopped(Exception):  # noqa: N818 - not an error
@@ -27,6 +28,7 @@ def advance(
     evaluate_on: Literal["val", "test"] = "test",
     save_every: Interval = USUAL,
     stop: Callable[[], bool] = lambda: False,
+    debug_nans: bool = False,
 ) -> Iterator[tuple[Event, Record]]:
     """Trains one method to its end, with a checkpoint after each task and on the way.
 
@@ -36,12 +38,14 @@ def advance(
         save_every: how often to save within a task.
         stop: asked after every event, of which there is one every few seconds, whether to save and
             stop; of several processes, one is enough. Without a folder nobody asks.
+        debug_nans: see `events.run`.
 
     Yields:
         Each event with the record so far, in which learners are valid until the next one. Nothing,
         if the method is at its end.
 
     Raises:
+        FloatingPointError: with `debug_nans`, at the first NaN.
         OSError: if a checkpoint cannot be written; nothing is left of it then.
         Stopped: once all is saved.
     """
@@ -55,7 +59,7 @@ def advance(
     course = events.run(
         run.studies, run.record.learners, cursor,
         evaluate_on=evaluate_on, steps_at_once=pace.steps if saver else None,
-        evaluate_every=run.evaluate_every,
+        evaluate_every=run.evaluate_every, debug_nans=debug_nans,
     )  # fmt: skip
     try:
         for event in course:

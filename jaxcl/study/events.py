@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcl.study import replicas
+from jaxcl.study.debugging import Part, first_nan
 from jaxcl.study.feed import examples_by_task, features_fit, stack, windows
 from jaxcl.study.lengths import length, lengths, steps_of
 from jaxcl.study.memory import advice
@@ -130,6 +131,7 @@ def run(
     evaluate_on: Literal["val", "test"] = "test",
     steps_at_once: int | Callable[[], int | None] | None = None,
     evaluate_every: Every | None = None,
+    debug_nans: bool = False,
 ) -> Iterator[Any]:
     """Trains every replica on every task in turn.
 
@@ -145,13 +147,17 @@ def run(
             each part; None for whole epochs. It changes neither the programs nor the results.
         evaluate_every: evaluate also within a task, before its first step and each so many epochs
             or steps; None for after each task alone. It changes nothing else.
+        debug_nans: stop where a replica has its first NaN, and look for the operation. It holds all
+            learners twice.
 
     Yields:
         `EpochEnd` after every epoch, `StepsEnd` after every further part of one, and `TaskEnd`
         after every task; the accuracy on tasks that a study has no room for is nan. `Evaluated`
-        comes before the event of the same place.
+        comes before the event of the same place. Once no replica is finite, no further epoch is
+        trained.
 
     Raises:
+        FloatingPointError: with `debug_nans`; it names the replica, the step and the operation.
         MemoryError: if a device runs out of memory; it says which chunk would fit.
     """
     studies = [study] if isinstance(study, Study) else study
@@ -164,7 +170,7 @@ def run(
         if learners is not None and i and start == Cursor(tasks[i - 1]):
             fixed = (replicas.place(one.settings, one.layout),)
             learners = one.programs["grow"](learners, fixed)
-        events = _run(one, learners, start, evaluate_on, at_once, evaluate_every)
+        events = _run(one, learners, start, evaluate_on, at_once, evaluate_every, debug_nans)
         while event := _next(events, one):
             if isinstance(event, TaskEnd):
                 learners = event.learners
@@ -190,6 +196,7 @@ class _Run(NamedTuple):
     held_out: Data
     steps_at_once: Callable[[], int | None]
     every: Every | None
+    debug_nans: bool
 
     def evaluate(self, learners, task: int) -> tuple[Metrics, dict, np.ndarray]:
         """Loss and accuracy on every task after training on `task`, measures, what is finite."""
@@ -224,6 +231,7 @@ def _run(
     evaluate_on: str,
     at_once: Callable[[], int | None],
     every: Every | None,
+    debug_nans: bool,
 ) -> Iterator[Event]:
     """`run` of one study."""
     benchmark, layout, programs = study.benchmark, study.layout, study.programs
@@ -234,7 +242,7 @@ def _run(
     examples = examples_by_task(setup, benchmark)
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, layout), (settings,))
-    this = _Run(study, setup, settings, held_out, at_once, every)
+    this = _Run(study, setup, settings, held_out, at_once, every, debug_nans)
     for task in range(start.task, len(benchmark.tasks)):
         data, validation = replicas.replicate(examples(task), layout)
         cursor = start if task == start.task else Cursor(task)
@@ -286,8 +294,9 @@ def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[
     steps = steps_of(study, this.setup, task)
     each = lengths(study, task, steps)
     before, planned = sum(each[:index]), each[index]
-    stopped, validation = replicas.fetch(learners.stopping.stopped, study.layout), None
-    while cursor.epoch < planned:
+    now = (learners.stopping.stopped, learners.position.finite)
+    (stopped, finite), validation = replicas.fetch(now, study.layout), None
+    while cursor.epoch < planned and finite.any():
         epoch = before + cursor.epoch
         training = _train_epoch(this, learners, cursor, feed, epoch, ~stopped)
         learners, (metrics, finite) = yield from training
@@ -321,6 +330,7 @@ def _train_epoch(
     last = min(per_epoch, left - before)
     done = jnp.float32([before / left, (before + last) / left])
     numbers, data, several = (jnp.int32(cursor.task), jnp.int32(epoch)), feed.data, None
+    part = None
     if setup.order == "one":
         several = windows(study, setup, cursor.task, epoch, cursor.step, last)
     window = cursor.step
@@ -333,18 +343,38 @@ def _train_epoch(
                 data = replicas.replicate(data, study.layout)
             end = window
         end = int(min(end, next_stop(study, this.every, cursor, per_epoch)))
+        if this.debug_nans:
+            kept = jax.tree.map(jnp.copy, learners)
+            part = Part(kept, data, cursor.task, index, epoch, cursor.step, end, done)
         state = learners.state
         learners, results = study.programs[f"epoch_{index}"](
             learners._replace(state=()), (this.settings, state, feed.features),
             data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
         )  # fmt: skip
         learners, cursor = learners._replace(state=state), cursor._replace(step=end)
+        if part is not None:
+            _debug(study, part, learners)
         if end == last:
             return learners, results
         point = point_at(study, this.every, cursor, per_epoch)
         yield from this.at_point(learners, cursor.task, point, running)
         name = study.phases[index].name
         yield StepsEnd(cursor.task, name, epoch, end, per_epoch, learners, cursor)
+
+
+def _debug(study: Study, part: Part, learners: Learner) -> None:
+    """Raises FloatingPointError if a replica that was finite before a part of an epoch is not."""
+    was, now = replicas.fetch(
+        (part.learners.position.finite, learners.position.finite), study.layout
+    )  # fmt: skip
+    new = np.flatnonzero(was & ~now)
+    if new.size:
+        step, operation = first_nan(study, part, int(new[0]))
+        values = [f", {name} = {value[new[0]]:g}" for name, value in study.settings.items()]
+        raise FloatingPointError(
+            f"seed {study.seeds[new[0]]}{''.join(values)}, task {part.task + 1}, epoch "
+            f"{part.epoch + 1}, step {step}: the first NaN comes from {operation}."
+        )
 
 
 def _boundary_examples(setup: Setup, data: Data) -> Data | None:

@@ -134,14 +134,19 @@ def begin_task(setup: Setup, learner: Learner, task: ArrayLike) -> Learner:
 
 def grow(setup: Setup, learner: Learner, tasks: int) -> Learner:
     """A learner with room for more tasks, between two of them: the old arrays lead the new ones."""
-    fresh = start(setup, learner.key, tasks)
+    fresh, online = start(setup, learner.key, tasks), setup.method.online
 
     def keep(new, old):
         return jax.lax.dynamic_update_slice(new, old, (0,) * old.ndim)
 
+    names = ("theta", "state", "statistics", "memory", "position")
+    if online is not None and online.grow is not None:
+        key = jax.random.fold_in(learner.key, 2**31 - 1)
+        fresh = fresh._replace(memory=online.grow(key, learner.memory, fresh.memory))
+        names = tuple(name for name in names if name != "memory")
+    names += () if setup.reset else ("opt_state",)  # which the next task goes on with
     kept = {
-        name: jax.tree.map(keep, getattr(fresh, name), getattr(learner, name))
-        for name in ("theta", "state", "statistics", "memory", "position")
+        name: jax.tree.map(keep, getattr(fresh, name), getattr(learner, name)) for name in names
     }
     return fresh._replace(**kept)
 
@@ -259,6 +264,8 @@ def forget_task(setup: Setup, learner: Learner, task: int, kept: Any) -> Learner
         statistics = jax.tree.map(
             lambda rows, new: rows.at[task].set(new[task]), statistics, fresh.statistics
         )
+    if setup.method.forget_statistics is not None:
+        statistics = setup.method.forget_statistics(statistics, task, kept, fresh.statistics)
     renewed = learner._replace(
         theta=theta, state=state, memory=memory, statistics=statistics, opt_state=()
     )

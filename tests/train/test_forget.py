@@ -127,6 +127,15 @@ def test_columns_that_others_read_keep_all_but_their_head():
     assert not any(np.asarray(leaf[2]).any() for leaf in jax.tree.leaves(last))
 
 
+def test_a_column_that_goes_takes_its_statistics_along():
+    method = trained_runs.setup_of("pnn").method
+    old, new = ({"mean": jnp.full((1, 3, 2), value)} for value in (1.0, 0.0))
+    read = method.forget_statistics(old, 0, without(0), new)["mean"]  # by the columns that stay
+    last = method.forget_statistics(old, 2, without(2), new)["mean"]
+    np.testing.assert_array_equal(read, 1)
+    np.testing.assert_array_equal(last[0, :, 0], [1, 1, 0])
+
+
 @pytest.mark.parametrize("method", ["packnet", "hat", "pnn", "er"])
 def test_a_new_task_trains_on_what_is_free(method):
     """The last of two is forgotten; the third learns, and the first stays as it was."""
