@@ -2,12 +2,13 @@
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxcl.report.results import Results
 from jaxcl.report.text import listed
-from jaxcl.study import recipes
-from jaxcl.study.recipes import Choice, Options
+
+if TYPE_CHECKING:
+    from jaxcl.study.recipes import Choice
 
 KEY = "preset"  # in the settings of a run: for each method, one of `WORDS`
 WORDS = {
@@ -18,10 +19,12 @@ WORDS = {
 }
 
 
-def origin(choice: Choice, benchmark: str) -> str:
+def origin(choice: "Choice", benchmark: str) -> str:
     """Where a method's options come from: "best", "none" or "given"; see `WORDS`."""
+    from jaxcl.study import recipes
+
     usual, preset = recipes.defaults(benchmark), choice.spec.presets.get(benchmark, {})
-    common = {field.name for field in dataclasses.fields(Options)}
+    common = {field.name for field in dataclasses.fields(recipes.Options)}
     best = (
         dataclasses.replace(usual, **{k: v for k, v in preset.items() if k in common}),
         choice.spec.options(**{k: v for k, v in preset.items() if k not in common}),

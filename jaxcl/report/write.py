@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxcl.core.checks import load_extra
-from jaxcl.report import along, paired, searches, text
+from jaxcl.report import along, paired, text
 from jaxcl.report.export import to_csv
 from jaxcl.report.results import Results, as_results, counting, to_json
 from jaxcl.report.tables import markdown, usage, within_markdown
@@ -105,6 +105,8 @@ def write(results: Results | Mapping[str, Any], folder: str | Path) -> list[Path
 
 def _search(folder: Path) -> str:
     """What a search chose before the comparison; "" if there was none, or it cannot be read."""
+    from jaxcl.report import searches  # which needs what trains
+
     try:
         content = json.loads((folder / "search.json").read_text(encoding="utf-8"))
         return f"## The search\n\n{searches.summary(content)}"
