@@ -33,14 +33,22 @@ def find_method(name: str) -> Spec:
     """A method by its name, or MODULE:SPEC."""
     if ":" not in name:
         return find(name.lower())
+    return check_spec(imported(name), name)
+
+
+def imported(name: str) -> Any:
+    """What MODULE:NAME names.
+
+    Raises:
+        ValueError: if the module cannot be imported, or has nothing of that name.
+    """
     module, _, attribute = name.partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        return getattr(importlib.import_module(module), attribute)
     except ImportError as error:
         raise ValueError(f"the module of {name!r} cannot be imported: {error}.") from error
     except AttributeError:
         raise ValueError(f"the module {module!r} has no {attribute!r}.") from None
-    return check_spec(found, name)
 
 
 def check_own_names(specs: Sequence[Spec]) -> None:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import importlib
 import math
 import re
 import typing
@@ -13,6 +12,7 @@ from typing import Any
 import jax
 
 from jaxcl import data, models
+from jaxcl.cli.choosing import imported
 from jaxcl.cli.options import Run
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark, checksum
@@ -70,13 +70,7 @@ def _sequence(run: Run, flat: bool | None) -> Benchmark:
 
 def _of_module(run: Run) -> Benchmark:
     """What a function of the user's own gives, MODULE:FUNCTION."""
-    module, _, function = run.benchmark.partition(":")
-    try:
-        make = getattr(importlib.import_module(module), function)
-    except ImportError as error:
-        raise ValueError(f"the module of {run.benchmark!r} cannot be imported: {error}.") from error
-    except AttributeError:
-        raise ValueError(f"the module {module!r} has no {function!r}.") from None
+    make = imported(run.benchmark)
     made = make() if run.tasks is None else make(run.tasks)
     if not isinstance(made, Benchmark):
         raise ValueError(f"{run.benchmark} gives a {type(made).__name__}, not a data.Benchmark.")

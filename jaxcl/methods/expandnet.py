@@ -131,7 +131,7 @@ def expandnet(
         return theta, ExpandNetState(state.base, stamps, growing)
 
     further = Phase(
-        "grow", share=0.5 / rounds, begin=grow, needed=lambda t, state, k: state.growing
+        "grow", share=0.5 / rounds, begin=grow, needed=lambda _, state, __: state.growing
     )
     return base._replace(
         init=init,
@@ -145,6 +145,11 @@ def expandnet(
         used=used_in(view),
         forget_task=None,
     )
+
+
+def _grows(theta: PyTree, state: ExpandNetState, task) -> jax.Array:
+    """Whether the running phase has brought units to train."""
+    return state.growing
 
 
 def _seen(wiring: Wiring, params: PyTree, stamps, task) -> PyTree:

@@ -129,13 +129,7 @@ def packnet(
 
     def init(key, params):
         weights = weights_of(params, is_prunable)
-        stacks = {path: stack_of(path, leaf) for path, leaf in weights.items()}
-        if stacked is not None and not any(stacks.values()):
-            raise ValueError(
-                f"packnet: stacked={stacked!r} finds no prunable leaf; those are "
-                f"{shorten(sorted(weights))}."
-            )
-        check_room(group_sizes(weights, stacks), fractions, scope)
+        check_room(group_sizes(weights, stacked), fractions, scope)
         owner = {path: sharding.zeros_like(leaf, jnp.uint8) for path, leaf in weights.items()}
         return params, PackNetState(owner, _shuffled(key, weights) if draws else {})
 

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -80,8 +80,18 @@ def weights_of(params: PyTree, is_prunable: Callable) -> dict[str, jax.Array]:
     return weights
 
 
-def group_sizes(weights: dict[str, jax.Array], stacks: Mapping[str, Sequence[int]]) -> list[int]:
-    """The number of weights of each group that is ranked together."""
+def group_sizes(weights: dict[str, jax.Array], stacked: Any) -> list[int]:
+    """The number of weights of each group that is ranked together.
+
+    Raises:
+        ValueError: if leaves are said to be stacked, and none of these is.
+    """
+    stacks = {path: stack_axes(stacked, path, leaf) for path, leaf in weights.items()}
+    if stacked is not None and not any(stacks.values()):
+        raise ValueError(
+            f"packnet: stacked={stacked!r} finds no prunable leaf; those are "
+            f"{shorten(sorted(weights))}."
+        )
     sizes = []
     for path, leaf in weights.items():
         layers = math.prod(leaf.shape[axis] for axis in stacks[path])
