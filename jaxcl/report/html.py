@@ -69,6 +69,16 @@ def number(value: float | None, said: str) -> str:
     return f'<td data-value="{"" if value is None else repr(float(value))}">{said}</td>'
 
 
+def head(name: str) -> str:
+    """The cell that names a row."""
+    return f'<th scope="row">{escape(name)}</th>'
+
+
+def scroll(table: str, tall: bool = False) -> str:
+    """A table in a frame within which it scrolls."""
+    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0">{table}</div>'
+
+
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
     """A table of ready cells."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)

@@ -25,6 +25,7 @@ class Run(NamedTuple):
         results: None while it is not finished.
         done: for each method, the number of tasks that have a checkpoint.
         inferred: what `jaxcl infer` has measured, if it has.
+        folder: where it is.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Run(NamedTuple):
     results: Results | None
     done: dict[str, int]
     inferred: list[Inferred]
+    folder: Path
 
 
 def open_run(folder: str | Path) -> Run:
@@ -56,9 +58,16 @@ def open_run(folder: str | Path) -> Run:
         about["versions"] if isinstance(about.get("versions"), dict) else {},
         [str(device) for device in about.get("devices") or []],
         results,
-        {name: _done(folder / "checkpoints" / name) for name in map(str, settings["methods"])},
+        {name: _done(folder / "checkpoints" / name) for name in _names(settings)},
         read_inferred(folder),
+        folder,
     )
+
+
+def _names(settings: Mapping[str, Any]) -> list[str]:
+    """The methods as their checkpoints are called; one may have been asked for as MODULE:SPEC."""
+    options = settings.get("options")
+    return list(map(str, options if isinstance(options, dict) and options else settings["methods"]))
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def _cells(found: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
 
 def _note(found: Mapping[str, Results]) -> str:
     first = next(iter(found.values()))
-    said = [intervals(first)]
+    said = [intervals(len(first.seeds))]
     for name, results in found.items():
         said += [f"{name}: {line}" for line in divergences(results)]
     levels = [

@@ -165,13 +165,17 @@ def _cells(row: Row) -> list[str]:
 def note(results: Results | Mapping[str, Any]) -> str:
     """What the intervals are, which seeds they leave out, and where the settings come from."""
     results = as_results(results)
-    parts = [intervals(results), *divergences(results), *exhausted(results), presets.said(results)]
+    parts = [
+        intervals(len(results.seeds)),
+        *divergences(results),
+        *exhausted(results),
+        presets.said(results),
+    ]
     return " ".join(filter(None, parts))
 
 
-def intervals(results: Results) -> str:
-    """What the intervals are."""
-    seeds = len(results.seeds)
+def intervals(seeds: int) -> str:
+    """What the intervals over so many seeds are."""
     if seeds == 1:
         return "One seed, so no intervals."
     return f"Mean and half width of the 95% interval (Student t) over {seeds} seeds."

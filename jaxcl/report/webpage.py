@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.core.checks import install, load_extra
-from jaxcl.report import along, html, inferred, paired, text
+from jaxcl.report import along, html, inferred, paired, text, unfinished
 from jaxcl.report.charts import Chart, charts, datasets
 from jaxcl.report.colors import colors, labels
 from jaxcl.report.export import records
+from jaxcl.report.html import head, scroll
 from jaxcl.report.joining import side_by_side
 from jaxcl.report.results import Results, plain, summary
 from jaxcl.report.runs import Run
@@ -50,7 +51,7 @@ def page(runs: Sequence[Run]) -> str:
     results = _together(runs)
     title = results.benchmark if results else runs[0].settings.get("benchmark", names[0])
     parts = [f"<h1>{escape(str(title))}</h1>", f'<p class="soft">{escape(_subtitle(runs))}</p>']
-    parts += [_unfinished(run) for run in runs if run.results is None]
+    parts += [unfinished.section(run) for run in runs if run.results is None]
     drawn: list[Chart] = []
     if results:
         drawn = [*charts(results), *along.charts(results)]
@@ -63,7 +64,7 @@ def page(runs: Sequence[Run]) -> str:
             "class may be right though the task is not."
         )
         tables = [
-            f"<h3>{escape(r.name)}</h3>{_scroll(inferred.table(r.inferred))}" for r in measured
+            f"<h3>{escape(r.name)}</h3>{scroll(inferred.table(r.inferred))}" for r in measured
         ]
         parts.append(_section("inferred", "Task inference", f"<p>{words}</p>", *tables))
     parts += [_section("run", "What was run", *map(_about, runs)), _settings(runs)]
@@ -88,19 +89,6 @@ def _together(runs: Sequence[Run]) -> Results | None:
 
 def _subtitle(runs: Sequence[Run]) -> str:
     return f"jaxcl: {'run' if len(runs) == 1 else 'runs'} {text.listed([r.name for r in runs])}"
-
-
-def _unfinished(run: Run) -> str:
-    tasks = run.settings.get("tasks", "?")
-    rows = [
-        [_head(name), html.number(done, f"{done} of {escape(str(tasks))}")]
-        for name, done in run.done.items()
-    ]
-    return (
-        f'<p class="alert"><strong>This run is not finished.</strong> Its results are written when '
-        f"the last method has learned the last task. To go on, run its command with --resume.</p>\n"
-        f"{_scroll(html.grid(['Method', 'Tasks learned'], rows, kind='plain'))}"
-    )
 
 
 def _dropped(runs: Sequence[Run], results: Results) -> str:
@@ -133,7 +121,7 @@ def _contents(results: Results, drawn: Sequence[Chart]) -> str:
 def _findings(results: Results, drawn: Sequence[Chart], dropped: str) -> list[str]:
     by_name = {chart.name: chart for chart in drawn}
     caption = f"<p><small>{escape(html.caption(results) + dropped)}</small></p>"
-    table = _scroll(html.table(results))
+    table = scroll(html.table(results))
     parts = [_section("table", "Results", table, caption), _chips(results)]
     parts.append(
         _section("over", "Accuracy over the sequence", _figure(by_name["sequence"], title=False))
@@ -170,14 +158,14 @@ def _findings(results: Results, drawn: Sequence[Chart], dropped: str) -> list[st
 def _within(results: Results, by_name: Mapping[str, Chart]) -> list[str]:
     rows = [
         [
-            _head(row.shown.label),
+            head(row.shown.label),
             *map(html.interval, (row.anytime_accuracy, row.learning_curve_area)),
         ]
         for row in summary(results)
         if row.anytime_accuracy is not None
     ]
     table = html.grid(["Method", *WITHIN[1:]], rows, kind="plain sortable")
-    return [_figure(by_name["within"], title=False), _scroll(table)]
+    return [_figure(by_name["within"], title=False), scroll(table)]
 
 
 def _has_ledger(results: Results, drawn: Sequence[Chart]) -> bool:
@@ -218,11 +206,11 @@ def _controls(chart: Chart) -> str:
 
 def _ledger(ledger: Any) -> str:
     rows = [
-        [_head(name), *(html.number(None, share(v)) for v in values)]
+        [head(name), *(html.number(None, share(v)) for v in values)]
         for name, values in ledger.rows.items()
     ]
     table = html.grid(ledger.header, rows, kind="plain")
-    return f"<h3>{escape(ledger.title)}</h3>{_scroll(table)}"
+    return f"<h3>{escape(ledger.title)}</h3>{scroll(table)}"
 
 
 def _costs(results: Results) -> str:
@@ -236,7 +224,7 @@ def _costs(results: Results) -> str:
     }
     rows = []
     for i, method in enumerate(methods):
-        cells = [_head(method.shown.label)]
+        cells = [head(method.shown.label)]
         for values in columns.values():
             value, said = values[i]
             width = 5 * value / (max(v for v, _ in values) or 1)
@@ -248,7 +236,7 @@ def _costs(results: Results) -> str:
         "fine-tuning; time of training all seeds, compilation included."
     )
     table = html.grid(["Method", *columns], rows, kind="plain sortable")
-    return f"{_scroll(table)}<p><small>{note}</small></p>"
+    return f"{scroll(table)}<p><small>{note}</small></p>"
 
 
 def _compared(results: Results) -> list[paired.Pair]:
@@ -260,7 +248,7 @@ def _pairs(results: Results) -> list[str]:
     called = labels({name: method.shown for name, method in results.methods.items()})
     rows = [
         [
-            _head(called[pair.first]),
+            head(called[pair.first]),
             f'<td class="left">{escape(called[pair.second])}</td>',
             html.number(pair.difference.mean, escape(text.signed(pair.difference))),
             html.number(pair.p, escape(text.p_value(pair.p))),
@@ -271,7 +259,7 @@ def _pairs(results: Results) -> list[str]:
     ]
     header = ["Method", "Compared with", "Difference (points)", "p", "p (Holm)", "Significant"]
     table = html.grid(header, rows, kind="plain sortable")
-    return [_scroll(table, tall=True), f"<p><small>{escape(paired.note(found))}</small></p>"]
+    return [scroll(table, tall=True), f"<p><small>{escape(paired.note(found))}</small></p>"]
 
 
 # What was run
@@ -306,9 +294,9 @@ def _settings(runs: Sequence[Run]) -> str:
         values = [column.get(name, "") for column in columns]
         differ = ' class="best"' if len(set(values)) > 1 else ""
         cells = [f"<td{differ}>{escape(value)}</td>" for value in values]
-        rows.append([_head(name), *cells])
+        rows.append([head(name), *cells])
     header = ["Setting", *(run.name if len(runs) > 1 else "Value" for run in runs)]
-    return _section("settings", "Settings", _scroll(html.grid(header, rows, kind="left")))
+    return _section("settings", "Settings", scroll(html.grid(header, rows, kind="left")))
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, str]:
@@ -337,14 +325,6 @@ def _downloads(tables: Mapping[str, list]) -> str:
 
 def _section(name: str, title: str, *parts: str) -> str:
     return f'<section id="{name}"><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
-
-
-def _scroll(table: str, tall: bool = False) -> str:
-    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0">{table}</div>'
-
-
-def _head(name: str) -> str:
-    return f'<th scope="row">{escape(name)}</th>'
 
 
 def _scripts(tables: Mapping[str, list], drawn: Sequence[Chart]) -> str:

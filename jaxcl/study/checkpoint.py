@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +172,35 @@ def digests_of(path: str | os.PathLike) -> dict[str, str]:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
     """
     return {entry.name: entry.bits for entry in _entries(_absolute(path))}
+
+
+def arrays(path: str | os.PathLike, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Some of the leaves that a checkpoint holds, on the host; the others are not read.
+
+    Args:
+        path: the folder that `save` wrote.
+        names: paths of leaves that are no keys, as `shapes` gives them; those that are there are
+            read.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it is damaged; the error names the leaf.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"task": 3, "theta": jnp.ones(2)})
+    ...     arrays(f"{folder}/task_1", ["task"])
+    {'task': array(3)}
+    """
+    path = _absolute(path)
+    entries = _entries(path)
+    asked = {f"leaf{i}": entry for i, entry in enumerate(entries) if entry.name in names}
+    every = {f"leaf{i}": ... for i, entry in enumerate(entries) if is_stored(entry)}
+    wanted = {leaf: on_host(entry) for leaf, entry in asked.items() if is_stored(entry)}
+    found = _load(path, entries, every | wanted) if wanted else {}
+    return {
+        entry.name: read_leaf(path, entry, np.zeros((), entry.dtype), found.get(leaf))
+        for leaf, entry in asked.items()
+    }
 
 
 def about(path: str | os.PathLike) -> dict[str, str]:

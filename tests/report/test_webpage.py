@@ -12,6 +12,7 @@ import pytest
 from jaxcl import report
 from jaxcl.report.runs import open_run
 from jaxcl.report.webpage import page
+from jaxcl.study import checkpoint
 from tests.cli import runs
 from tests.report.studies import method
 
@@ -127,7 +128,32 @@ def test_an_unfinished_run_says_so(tmp_path):
     text = page([open_run(runs.unfinished(tmp_path / "begun"))])
     for words in ("This run is not finished", "2 of 3", "0 of 3", "jaxcl compare --name begun"):
         assert words in text
+    assert "The checkpoints of Fine-tuning cannot be read, so their numbers are missing." in text
     assert not Elements(text).of("script")
+    folder = runs.unfinished(tmp_path / "new", done=0)
+    assert "No method has learned its first task yet" in page([open_run(folder)])
+
+
+def test_an_unfinished_run_shows_what_its_checkpoints_hold(tmp_path):
+    accuracy = np.full((3, 3, 3), np.nan, np.float32)
+    accuracy[:, 0, 0], accuracy[:, 1, :2] = 0.9, [[0.6, 0.8], [0.7, 0.9], [0.8, 1.0]]
+    held = {"accuracy": accuracy, "cursor": {"task": np.int32(2)}, "learners": np.ones(4)}
+    held["diverged"] = np.array([[0, 0], [0, 0], [2, 1]], np.int32)
+    folder = runs.unfinished(tmp_path / "begun", done=0)
+    checkpoints = folder / "checkpoints" / "hat"
+    checkpoint.save(checkpoints / "task_2", held)
+    (checkpoints / "task_2_epoch_1").mkdir()  # passed over: what is on the way to task 2 is older
+    (checkpoints / "task_3_epoch_4").mkdir()  # passed over: it cannot be read
+    text = page([open_run(folder)])
+    start = text.index("This run is not finished")
+    rows = [
+        " ".join(re.sub(r"<[^>]*>", " ", row).split())
+        for row in text[start : text.index("What was run")].split("</tr>")
+    ]
+    assert "Fine-tuning 0 of 3 - -" in rows
+    assert "HAT* 2 of 3 75.0 ± 63.5 25.0 ± 63.5" in rows
+    assert "HAT 0 2 of 3 70.0 60.0 80.0" in rows
+    assert "HAT 2 (diverged) 2 of 3 90.0 80.0 100.0" in rows
 
 
 def test_runs_become_one_comparison(tmp_path):
