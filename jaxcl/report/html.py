@@ -79,6 +79,11 @@ def scroll(table: str, tall: bool = False) -> str:
     return f'<div class="scroll{" tall" if tall else ""}" tabindex="0">{table}</div>'
 
 
+def section(name: str, title: str, *parts: str) -> str:
+    """A part of a page, with its heading."""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
+
+
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:
     """A table of ready cells."""
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in header)

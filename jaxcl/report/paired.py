@@ -155,14 +155,16 @@ def markdown(results: Results | Mapping[str, Any]) -> str:
     )
 
 
-def note(compared: Sequence[Pair]) -> str:
-    """Which test this is."""
-    seeds = sorted({pair.seeds for pair in compared})
+def note(*compared: Sequence[Pair]) -> str:
+    """Which test this is; pairs of several scenarios are corrected in each by itself."""
+    seeds = sorted({pair.seeds for each in compared for pair in each})
+    counts = text.listed([str(len(each)) for each in compared])
+    pairs = text.counted(len(compared[0]), "pair") if len(compared) == 1 else f"{counts} pairs"
     shared = text.counted(seeds[-1], "shared seed")
     shared = shared if len(seeds) == 1 else f"{seeds[0]} to {shared}"
     return (
         f"Mean difference and half width of its 95% interval; two-sided paired t-tests over "
-        f"{shared}, with Holm's correction for {text.counted(len(compared), 'pair')}. A difference "
+        f"{shared}, with Holm's correction for {pairs}. A difference "
         f"is called significant where the corrected p is below 0.05."
     )
 

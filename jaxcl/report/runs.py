@@ -12,6 +12,8 @@ from jaxcl.report.reading import read
 from jaxcl.report.results import Results
 from jaxcl.study import checkpoint
 
+SCENARIOS = ("task", "domain", "class")
+
 
 class Run(NamedTuple):
     """A run of `compare`, finished or not.
@@ -68,6 +70,22 @@ def _names(settings: Mapping[str, Any]) -> list[str]:
     """The methods as their checkpoints are called; one may have been asked for as MODULE:SPEC."""
     options = settings.get("options")
     return list(map(str, options if isinstance(options, dict) and options else settings["methods"]))
+
+
+def open_parts(folder: str | Path) -> dict[str, Run]:
+    """The runs by scenario of a comparison in several scenarios, which has a folder for each.
+
+    Returns:
+        Nothing, if the folder is that of a run itself, or of none.
+
+    Raises:
+        ValueError: if a part cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / "settings.json").exists():
+        return {}
+    names = [name for name in SCENARIOS if (folder / name / "settings.json").is_file()]
+    return {name: open_run(folder / name) for name in names}
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -28,7 +28,7 @@ def rows(found: Mapping[str, Results]) -> dict[str, dict[str, Row]]:
 def scenarios_markdown(found: Mapping[str, Results]) -> str:
     """The table in Markdown: accuracy and forgetting of each method in each scenario."""
     header, lines = _cells(found)
-    return f"{text.markdown(header, lines)}\n\n{text.escaped(_note(found))}\n"
+    return f"{text.markdown(header, lines)}\n\n{text.escaped(note(found))}\n"
 
 
 def scenarios_table(found: Mapping[str, Results]) -> "Table":
@@ -43,7 +43,7 @@ def scenarios_table(found: Mapping[str, Results]) -> "Table":
     from rich.text import Text
 
     header, lines = _cells(found)
-    title, caption = Text(next(iter(found.values())).benchmark), Text(_note(found))
+    title, caption = Text(next(iter(found.values())).benchmark), Text(note(found))
     out = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0)
     for i, name in enumerate(header):
         out.add_column(name.replace(" ", "\n", 1), justify="right" if i else "left")
@@ -88,7 +88,8 @@ def _cells(found: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
     return header, lines
 
 
-def _note(found: Mapping[str, Results]) -> str:
+def note(found: Mapping[str, Results]) -> str:
+    """What the intervals are, which seeds they leave out, and what guessing gives."""
     first = next(iter(found.values()))
     said = [intervals(len(first.seeds))]
     for name, results in found.items():

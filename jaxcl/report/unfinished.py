@@ -72,8 +72,9 @@ def section(run: Run) -> str:
     header = ["Method", "Tasks learned", "Accuracy on them (%)", "Forgetting (points)"]
     rows = [_mean(name, found.get(name), done, tasks) for name, done in run.done.items()]
     parts = [
-        '<p class="alert"><strong>This run is not finished.</strong> Its results are written when '
-        "the last method has learned the last task. To go on, run its command with --resume.</p>",
+        f'<p class="alert"><strong>This run is not finished: {escape(run.name)}.</strong> '
+        "Its results are written when the last method has learned the last task. To go on, run its "
+        "command with --resume.</p>",
         scroll(html.grid(header, rows, "plain")),
         f"<p><small>{escape(_note(run, found))}</small></p>",
     ]

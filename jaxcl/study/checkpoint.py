@@ -197,8 +197,9 @@ def arrays(path: str | os.PathLike, names: Collection[str]) -> dict[str, np.ndar
     every = {f"leaf{i}": ... for i, entry in enumerate(entries) if is_stored(entry)}
     wanted = {leaf: on_host(entry) for leaf, entry in asked.items() if is_stored(entry)}
     found = _load(path, entries, every | wanted) if wanted else {}
+    like = {leaf: np.zeros((), NUMBERS.get(one.dtype, one.dtype)) for leaf, one in asked.items()}
     return {
-        entry.name: read_leaf(path, entry, np.zeros((), entry.dtype), found.get(leaf))
+        entry.name: read_leaf(path, entry, like[leaf], found.get(leaf))
         for leaf, entry in asked.items()
     }
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from jaxcl import report
-from jaxcl.report.runs import open_run
-from jaxcl.report.webpage import page
+from jaxcl.report.runs import open_parts, open_run
+from jaxcl.report.webpage import page, scenarios_page
 from jaxcl.study import checkpoint
 from tests.cli import runs
 from tests.report.studies import method
@@ -177,6 +177,50 @@ def test_runs_that_do_not_fit_are_refused(tmp_path):
         page([one, one])
 
 
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """The page of a comparison in three scenarios, of which one is unfinished; as text."""
+    root = tmp_path_factory.mktemp("runs") / "both"
+    told = runs.results(finetune=method([0.5, 0.6, 0.7]), hat=method([0.9, 0.89, 0.9]))
+    blind = runs.results(finetune=method([0.2, 0.3, 0.4], best=0.8), er=method([0.4, 0.5, 0.5]))
+    runs.finished(root / "task", told, scenario="task")
+    runs.finished(root / "class", blind, scenario="class")
+    runs.unfinished(root / "domain", done=0)
+    return scenarios_page("both", open_parts(root))
+
+
+def test_scenarios_stand_side_by_side(three):
+    table = three[three.index("Results</h2>") : three.index('class="chips"')]
+    for words in ("task: accuracy (%)", "class: forgetting (points)", "89.8 ± ", "In bold: the"):
+        assert words in table
+    assert table.count("<tr>") == 4  # a header and three methods, of which each scenario has two
+    assert len(re.findall(r"<td[^>]*>-</td>", table)) == 4
+    assert "run both in the scenarios task, domain and class" in three
+    assert "This run is not finished: domain" in three
+    for sentence in ("task:</strong> Fine-tuning forgets", "class:</strong> Fine-tuning forgets"):
+        assert sentence in three
+    places = [attributes.get("id") for attributes, _ in Elements(three).of("div")]
+    assert {"sequence-task", "sequence-class", "matrix1-task"} <= {*places}
+    assert "matrix2-task" not in places
+
+
+def test_the_charts_of_a_scenario_read_its_rows_alone(three):
+    rows = [dict(zip(t["columns"], row)) for t in [data_of(three)["cells"]] for row in t["rows"]]
+    assert {(r["scenario"], r["method"]) for r in rows} == {
+        ("task", "Fine-tuning"), ("task", "HAT"), ("class", "Fine-tuning"), ("class", "ER"),
+    }  # fmt: skip
+    for chart in data_of(three, "charts"):
+        only = {"filter": {"field": "scenario", "equal": chart["scenario"]}}
+        reading = [part for part in parts_of(chart["spec"]) if "data" in part]
+        assert reading and all(part["transform"][0] == only for part in reading)
+
+
+def parts_of(spec):
+    """All objects of a specification."""
+    children = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    return [spec] * isinstance(spec, dict) + [part for c in children for part in parts_of(c)]
+
+
 def test_diverged_seeds_and_unknown_numbers(tmp_path):
     gone = {**method([np.nan] * 3), "diverged": [[1, 1]] * 3}
     some = {**method([0.9, 0.9, np.nan]), "diverged": [None, None, [2, 1]]}
@@ -312,6 +356,12 @@ if CHROMIUM:  # which .ci/run installs
         assert seen["csv"].splitlines()[0].startswith("method,label,accuracy,")
         assert len(seen["csv"].splitlines()) == 4
         assert not seen["wide"]  # nothing to scroll sideways but tables
+
+    def test_scenarios_in_chromium(three, tmp_path):
+        seen, console, _ = browse(three, tmp_path, 375)
+        assert (seen["errors"], console, seen["requests"]) == ([], [], [])
+        assert seen["svgs"] == seen["charts"] > 10
+        assert not seen["wide"]
 
     def test_the_browser_test_bites(finished, tmp_path):
         """The broken twin: a page that asks for another file, and one that fails."""
