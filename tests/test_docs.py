@@ -1,5 +1,6 @@
-"""Every Python block of the documentation runs, and the commands of the page on methods."""
+"""Every Python block of the documentation runs, the notebooks, and the commands on their pages."""
 
+import json
 import re
 import shlex
 import sys
@@ -97,6 +98,29 @@ def test_the_page_on_use_runs_from_its_top_to_its_end(folder, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "('packnet', 'hat', 'er')" in said  # of the first block
     assert "| PackNet |" in said  # and of the last
+
+
+@pytest.mark.parametrize("name", ["first-study", "use-a-run"])
+def test_notebook_runs(name, folder, monkeypatch):
+    """Cell after cell, as a kernel would; lines of the shell are commands of jaxcl."""
+    from jaxcl.cli.main import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    jax.devices()
+    names = {"__name__": "__main__"}
+    path = ROOT / "docs" / f"{name}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for i, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)
+        code = "".join(cell["source"])
+        if code.startswith("!jaxcl "):
+            words = shlex.split(code)[1:]
+            main([*words, "--no-cache"] if words[0] == "compare" else words)
+            continue
+        code = re.sub(r"(?m)^%.*$", "", code)  # magic words
+        with jax.numpy_rank_promotion("allow"):
+            exec(compile(code, f"{path.name}, code cell {i + 1}", "exec"), names)
+    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_the_table_of_methods_is_that_of_the_registry(monkeypatch):
