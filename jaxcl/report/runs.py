@@ -26,7 +26,8 @@ class Run(NamedTuple):
         devices: what it ran on.
         results: None while it is not finished.
         done: for each method, the number of tasks that have a checkpoint.
-        inferred: what `jaxcl infer` has measured, if it has.
+        inferred: what `jaxcl infer` has measured of the networks that are there.
+        outdated: it has measured those of fewer seeds or tasks, which `inferred` leaves out.
         folder: where it is.
     """
 
@@ -38,6 +39,7 @@ class Run(NamedTuple):
     results: Results | None
     done: dict[str, int]
     inferred: list[Inferred]
+    outdated: bool
     folder: Path
 
 
@@ -53,6 +55,9 @@ def open_run(folder: str | Path) -> Run:
     if "methods" not in settings:
         raise ValueError(f"{folder} holds a sweep; only comparisons can be read.")
     results = read(folder) if (folder / "results.json").exists() else None
+    done = {name: _done(folder / "checkpoints" / name) for name in _names(settings)}
+    measured = read_inferred(folder)
+    current = [one for one in measured if one.of == _extent(settings, results, done, one.method)]
     return Run(
         folder.resolve().name,
         str(about.get("command", "")),
@@ -60,10 +65,20 @@ def open_run(folder: str | Path) -> Run:
         about["versions"] if isinstance(about.get("versions"), dict) else {},
         [str(device) for device in about.get("devices") or []],
         results,
-        {name: _done(folder / "checkpoints" / name) for name in _names(settings)},
-        read_inferred(folder),
+        done,
+        current,
+        len(current) < len(measured),
         folder,
     )
+
+
+def _extent(
+    settings: Mapping[str, Any], results: Results | None, done: Mapping[str, int], method: str
+) -> tuple[int, int]:
+    """The numbers of seeds and of tasks that a method has networks of."""
+    if results:
+        return len(results.seeds), results.tasks
+    return len(seeds_of(settings)), done.get(method, 0)
 
 
 def _names(settings: Mapping[str, Any]) -> list[str]:

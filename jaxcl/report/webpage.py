@@ -74,16 +74,8 @@ def _page(runs: Sequence[Run], found: Mapping[str, Results], said: str, note: st
     if found:
         parts += [*findings.sentences(found), findings.contents(found, drawn)]
         parts += findings.sections(found, drawn, note)
-    measured = [run for run in runs if run.inferred]
-    if measured:
-        words = (
-            "The networks of a run told the task, and inferring it from the input alone; the "
-            "class may be right though the task is not."
-        )
-        tables = [
-            f"<h3>{escape(r.name)}</h3>{scroll(inferred.table(r.inferred))}" for r in measured
-        ]
-        parts.append(section("inferred", "Task inference", f"<p>{words}</p>", *tables))
+    if any(run.inferred or run.outdated for run in runs):
+        parts.append(section("inferred", "Task inference", *map(_inferred, runs)))
     parts += [section("run", "What was run", *map(_about, runs)), _settings(runs)]
     if found:
         tables = findings.tables_of(found)
@@ -110,6 +102,23 @@ def _dropped(runs: Sequence[Run], results: Results) -> str:
     if not gone:
         return ""
     return f" Left out, because not every run has them: seeds {text.listed(list(map(str, gone)))}."
+
+
+def _inferred(run: Run) -> str:
+    """What `jaxcl infer` has measured of a run's networks, or that it has to do so again."""
+    parts = [f"<h3>{escape(run.name)}</h3>"] if run.inferred or run.outdated else []
+    if run.inferred:
+        words = (
+            "The networks of a run told the task, and inferring it from the input alone; the "
+            "class may be right though the task is not."
+        )
+        parts += [f"<p>{words}</p>", scroll(inferred.table(run.inferred))]
+    if run.outdated:
+        parts += [
+            "<p>What was measured before the run had all its seeds and tasks is left out; "
+            "<code>jaxcl infer</code> measures it again.</p>"
+        ]
+    return "".join(parts)
 
 
 # What was run

@@ -373,19 +373,35 @@ if CHROMIUM:  # which .ci/run installs
         assert len(console) >= 2
 
 
+def measured(seeds, tasks=3):
+    """What `inferred.json` holds of one method."""
+    told, right = [[0.9, 0.8, 0.7], [0.5, 0.7, 0.6]]
+    values = {"told": told, "inferred": right, "classes": [0.6, 0.8, 0.7]}
+    of_rule = {key: [each[:tasks]] * seeds for key, each in values.items()}
+    of_rule["confusion"] = [np.full((tasks, tasks), 0.25).tolist()] * seeds
+    return {"methods": {"hat": {"energy": of_rule}}}
+
+
 def test_the_task_inferred_is_shown_where_it_was_measured(tmp_path):
     folder = runs.finished(tmp_path / "one")
-    seed = {"told": [0.9, 0.8], "inferred": [0.5, 0.7], "classes": [0.6, 0.8]}
-    of_rule = {key: [values, values] for key, values in seed.items()}
-    of_rule["confusion"] = [[[0.75, 0.25], [0.25, 0.75]]] * 2
-    (folder / "inferred.json").write_text(json.dumps({"methods": {"hat": {"energy": of_rule}}}))
+    content = measured(seeds=3)
+    (folder / "inferred.json").write_text(json.dumps(content))
     text = page([open_run(folder)])
     shown = text[text.index("Task inference</h2>") : text.index("What was run</h2>")]
-    for words in ("energy", "85.0 ± 0.0", "60.0 ± 0.0", "70.0 ± 0.0", "75.0 ± 0.0"):
+    for words in ("energy", "80.0 ± 0.0", "60.0 ± 0.0", "70.0 ± 0.0", "25.0 ± 0.0"):
         assert words in shown
-    of_rule["told"] = [[2.0, 0.8]] * 2
-    (folder / "inferred.json").write_text(json.dumps({"methods": {"hat": {"energy": of_rule}}}))
+    content["methods"]["hat"]["energy"]["told"] = [[2.0, 0.8, 0.7]] * 3
+    (folder / "inferred.json").write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match=r"inferred\.json cannot be read: hat/energy/told must hold"
     ):
         open_run(folder)
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 3), (3, 2)])
+def test_what_was_inferred_of_less_than_the_run_is_left_out(seeds, tasks, tmp_path):
+    folder = runs.finished(tmp_path / "one")
+    (folder / "inferred.json").write_text(json.dumps(measured(seeds, tasks)))
+    text = page([open_run(folder)])
+    assert "before the run had all its seeds and tasks is left out; <code>jaxcl infer" in text
+    assert "energy" not in text
