@@ -95,7 +95,12 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
 
 
 def about(benchmark: Benchmark) -> dict[str, Any]:
-    """What settings and results say of the data: identifier, provenance and what is left out."""
+    """What settings and results say of the data: identifier, provenance and what is left out.
+
+    >>> x, y = np.arange(12, dtype=np.uint8).reshape(6, 2), [0, 0, 0, 1, 1, 1]
+    >>> [one["set"] for one in about(from_arrays("mine", [(x, y)]))["sets"]]
+    ['mine']
+    """
     return {
         "identifier": benchmark.identifier,
         "sets": [one._asdict() for one in benchmark.provenance],
@@ -107,6 +112,12 @@ def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
     """Returns the pure function x [B, ...] -> float32 [B, ...], (x / scale - mean) / std.
 
     Of tokens, integers of another type than uint8, it changes neither the values nor the type.
+
+    >>> x = np.array([[0, 255]] * 6, np.uint8)
+    >>> base = from_arrays("mine", [(x, [0, 0, 0, 1, 1, 1])], mean=0.5, std=0.5)
+    >>> print(normalize(base)(jnp.asarray(x[:2])))
+    [[-1.  1.]
+     [-1.  1.]]
     """
     constants = benchmark.mean, benchmark.std, benchmark.scale
     constants = [np.asarray(value, np.float32) for value in constants]
@@ -229,6 +240,11 @@ def check(benchmark: Benchmark) -> Benchmark:
     Raises:
         ValueError: a number of tasks, an array or a normalization that cannot be used, in one
             sentence that names the task and the split; or tokens with a normalization.
+
+    >>> split = Split(np.zeros((2, 3), np.float32), np.array([0, 7]))
+    >>> check(Benchmark("mine", (Task(split, split, split, 2),), 0.0, 1.0, (3,), 1.0))
+    Traceback (most recent call last):
+    ValueError: mine, task 0, train: label 7 in a task of 2 classes.
     """
     name, shape = benchmark.name, tuple(benchmark.shape)
     check_count(f"{name}: tasks", len(benchmark.tasks), MAX_TASKS)

@@ -114,6 +114,12 @@ def packnet(
         ValueError: for settings out of range; and at `init` if no leaf is prunable, or if some task
             would find no free weight.
 
+    >>> params = {"layer": jnp.ones((4, 6)), "head": jnp.ones((6, 2))}
+    >>> method = packnet(tasks=3)
+    >>> theta, state = jax.eval_shape(method.init, jax.random.key(0), params)
+    >>> {path: owner.dtype.name for path, owner in state.owner.items()}
+    {'layer': 'uint8'}
+
     Source: Mallya and Lazebnik, PackNet (2018), Sec. 3; the order of events is that of the
         authors' code. `"equal"` is (T - k) / (T - k + 1) for the k-th of T tasks.
     Differs: the original finds the current task in its first mask and applies masks in place; here
@@ -248,6 +254,10 @@ def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:
     Returns:
         For each prunable leaf, by path, an int array [tasks + 1]: the free weights, then those of
         the first task, and so on. They add up to the leaf's size.
+
+    >>> owner = jnp.array([[0, 1, 1], [0, 2, 0]], jnp.uint8)
+    >>> ledger(PackNetState({"layer": owner}, {}), tasks=2)["layer"]
+    Array([3, 2, 1], dtype=int32)
     """
     return {
         path: jnp.bincount(owner.ravel(), length=tasks + 1) for path, owner in state.owner.items()

@@ -26,7 +26,16 @@ def rows(found: Mapping[str, Results]) -> dict[str, dict[str, Row]]:
 
 
 def scenarios_markdown(found: Mapping[str, Results]) -> str:
-    """The table in Markdown: accuracy and forgetting of each method in each scenario."""
+    """The table in Markdown: accuracy and forgetting of each method in each scenario.
+
+    >>> from jaxcl.report.results import as_results
+    >>> mine = {"accuracy": [[[0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": {"mine": mine}}
+    >>> one = as_results(study)
+    >>> print(scenarios_markdown({"task": one, "class": one}).splitlines()[0])
+    | method | task accuracy (%) | task forgetting | class accuracy (%) | class forgetting |
+    """
     header, lines = _cells(found)
     return f"{text.markdown(header, lines)}\n\n{text.escaped(note(found))}\n"
 
@@ -36,6 +45,14 @@ def scenarios_table(found: Mapping[str, Results]) -> "Table":
 
     Raises:
         ImportError: if rich is not installed.
+
+    >>> from jaxcl.report.results import as_results
+    >>> mine = {"accuracy": [[[0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": {"mine": mine}}
+    >>> one = as_results(study)
+    >>> scenarios_table({"task": one, "class": one}).row_count
+    1
     """
     load_extra("rich")
     from rich.box import SIMPLE_HEAD

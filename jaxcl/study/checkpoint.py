@@ -64,6 +64,12 @@ def save(path: str | os.PathLike, learner: PyTree, about: Mapping[str, str] | No
     Raises:
         ValueError: if there is something at `path` already, or a leaf is no array of a type that
             JAX has, no key and no number.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)}, {"benchmark": "digits"})
+    ...     print(about(f"{folder}/task_1")["benchmark"])
+    digits
     """
     save_async(path, learner, about).result()
 
@@ -115,6 +121,13 @@ def restore(path: str | os.PathLike, abstract: PyTree) -> PyTree:
         ValueError: if there is no checkpoint at `path`, if it cannot be read, if its bits are not
             those that were saved, or if a leaf is missing, not asked for, or of another shape or
             type; the error names the leaf. Shapes are compared before memory is taken.
+
+    >>> import tempfile
+    >>> like = {"theta": jax.ShapeDtypeStruct((3,), "float32")}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3, np.float32)})
+    ...     print(restore(f"{folder}/task_1", like)["theta"])
+    [1. 1. 1.]
     """
     path = _absolute(path)
     entries = _entries(path)
@@ -152,6 +165,12 @@ def shapes(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones((3, 2))})
+    ...     print({name: leaf.shape for name, leaf in shapes(f"{folder}/task_1").items()})
+    {'theta': (3, 2)}
     """
     found = {}
     for entry in _entries(_absolute(path)):
@@ -197,9 +216,9 @@ def arrays(path: str | os.PathLike, names: Collection[str]) -> dict[str, np.ndar
     every = {f"leaf{i}": ... for i, entry in enumerate(entries) if is_stored(entry)}
     wanted = {leaf: on_host(entry) for leaf, entry in asked.items() if is_stored(entry)}
     found = _load(path, entries, every | wanted) if wanted else {}
-    like = {leaf: np.zeros((), NUMBERS.get(one.dtype, one.dtype)) for leaf, one in asked.items()}
+    kinds = {leaf: np.dtype(NUMBERS.get(one.dtype, one.dtype)) for leaf, one in asked.items()}
     return {
-        entry.name: read_leaf(path, entry, like[leaf], found.get(leaf))
+        entry.name: np.asarray(read_leaf(path, entry, kinds[leaf].type(0), found.get(leaf)))
         for leaf, entry in asked.items()
     }
 
@@ -228,6 +247,13 @@ def latest(
         folder: where they are. Files, and folders of other names, are passed over.
         name: what their names begin with.
         readable: pass over what `verify` refuses, too; by default `restore` will say what is wrong.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("task_2", "task_10"):
+    ...         (Path(folder) / name).mkdir()
+    ...     print(latest(folder)[1].name)
+    task_10
     """
     for path in reversed(_in_order(_absolute(folder), name)):
         if not readable or _is_whole(path):
@@ -403,7 +429,11 @@ def _text(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Those that decide, beside the device, whether equal steps give equal bits."""
+    """Those that decide, beside the device, whether equal steps give equal bits.
+
+    >>> sorted(versions())
+    ['jax', 'jaxcl']
+    """
     return {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
 
 

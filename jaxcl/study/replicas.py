@@ -70,6 +70,10 @@ def layout(
     Raises:
         ValueError: for numbers below 1, `devices_per_replica` that does not divide the devices, or
             more processes than replicas.
+
+    >>> found = layout(6, replica_bytes=1000, devices=jax.devices()[:1], chunk=2)
+    >>> found.replicas, found.chunk
+    (6, 2)
     """
     counts = {"replicas": replicas, "chunk": chunk, "devices_per_replica": devices_per_replica}
     for name, value in counts.items():

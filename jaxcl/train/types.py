@@ -218,6 +218,10 @@ def examples(x: Any, y: Any, *, length: int | None = None) -> Data:
     Raises:
         ValueError: for labels that are no numbers or negative, no examples, values that are not
             finite, or lengths that do not fit.
+
+    >>> data = examples(np.ones((3, 2), np.float32), [0, 1, 0], length=5)
+    >>> data.x.shape, int(data.count)
+    ((5, 2), 3)
     """
     x, y = np.asarray(x), np.asarray(y)
     whole = np.issubdtype(y.dtype, np.integer)
