@@ -23,7 +23,11 @@ _PARTS = ("train", "val", "test")
 
 class Split(NamedTuple):
     """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32; or, for
-    regression, targets [N, D] float32."""
+    regression, targets [N, D] float32.
+
+    >>> Split(np.zeros((5, 2), np.uint8), np.zeros(5, np.int32)).x.shape
+    (5, 2)
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -32,7 +36,13 @@ class Split(NamedTuple):
 class Task(NamedTuple):
     """One task; its labels are 0 .. classes - 1, which the set that they are from calls `names`.
 
-    For regression `classes` is D, the number of outputs."""
+    For regression `classes` is D, the number of outputs.
+
+    >>> x, y = np.arange(24, dtype=np.uint8).reshape(12, 2), np.arange(12) % 2
+    >>> [task] = from_arrays("mine", [(x, y)]).tasks
+    >>> task.classes, len(task.train.y), len(task.test.y)
+    (2, 8, 2)
+    """
 
     train: Split
     val: Split
@@ -64,6 +74,11 @@ class Benchmark(NamedTuple):
     `provenance` says where the examples are from, `identifier` is what makes `load` give the same
     benchmark again ("" where it is made otherwise), and `left_out` names what is missing of it.
     `loss` and `metric` are those of `train.Setup`; None for the usual ones, of classes or targets.
+
+    >>> x, y = np.arange(24, dtype=np.uint8).reshape(12, 2), np.arange(12) % 2
+    >>> benchmark = from_arrays("mine", [(x, y), (x + 1, y)])
+    >>> len(benchmark.tasks), benchmark.shape, benchmark.scale
+    (2, (2,), 255.0)
     """
 
     name: str

@@ -59,6 +59,11 @@ class PackNetState(NamedTuple):
         owner: for each prunable leaf, by path, a uint8 array of its shape: 0 is free, k belongs to
             the k-th task. Task k sees `0 < owner <= k`, so this one array holds every task's mask.
         spare: values from which claimed weights start, for `reinit_free="random"`; else empty.
+
+    >>> owner = jnp.array([[0, 1, 2]], jnp.uint8)  # free, the first task's, the second one's
+    >>> state = PackNetState({"layer": owner}, {})
+    >>> print((state.owner["layer"] > 0) & (state.owner["layer"] <= 1))  # what the first task sees
+    [[False  True False]]
     """
 
     owner: dict[str, jax.Array]

@@ -90,6 +90,11 @@ class MLP(Chain):
         classes: width of the head.
         dropout: dropout rate of the hidden layers.
         **options: input_dropout, init, dtype and rngs; see Chain.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> MLP(4, (8,), 3, rngs=nnx.Rngs(0))(jnp.ones((5, 4))).shape
+    (5, 3)
     """
 
     def __init__(

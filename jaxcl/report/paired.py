@@ -35,6 +35,9 @@ class Pair(NamedTuple):
         seeds: number of seeds that both have.
         p: of the paired t-test, two-sided; nan below two seeds.
         adjusted: by Holm's correction over all pairs.
+
+    >>> Pair("a", "b", Interval(0.1, 0.02), 5, 0.001, 0.001).significant
+    True
     """
 
     first: str
@@ -171,7 +174,12 @@ def markdown(results: Results | Mapping[str, Any]) -> str:
 
 
 def note(*compared: Sequence[Pair]) -> str:
-    """Which test this is; pairs of several scenarios are corrected in each by itself."""
+    """Which test this is; pairs of several scenarios are corrected in each by itself.
+
+    >>> pair = Pair("a", "b", Interval(0.1, 0.02), 5, 0.001, 0.001)
+    >>> note([pair]).split(";")[0]
+    'Mean difference and half width of its 95% interval'
+    """
     seeds = sorted({pair.seeds for each in compared for pair in each})
     counts = text.listed([str(len(each)) for each in compared])
     pairs = text.counted(len(compared[0]), "pair") if len(compared) == 1 else f"{counts} pairs"

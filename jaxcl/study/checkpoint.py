@@ -81,6 +81,13 @@ def save_async(
 
     Returns:
         A handle. Its `result()` waits until the checkpoint is complete, and raises what failed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     handle = save_async(f"{folder}/task_1", {"theta": np.ones(3)})
+    ...     handle.result()  # now it is complete
+    ...     print(list(shapes(f"{folder}/task_1")))
+    ['theta']
     """
     path = _absolute(path)
     if os.path.lexists(path):
@@ -148,6 +155,11 @@ def verify(path: str | os.PathLike) -> None:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it is damaged; the error names the leaf.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)})
+    ...     verify(f"{folder}/task_1")  # nothing is wrong with it
     """
     path = _absolute(path)
     entries = _entries(path)
@@ -189,6 +201,12 @@ def digests_of(path: str | os.PathLike) -> dict[str, str]:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)})
+    ...     print(list(digests_of(f"{folder}/task_1")))
+    ['theta']
     """
     return {entry.name: entry.bits for entry in _entries(_absolute(path))}
 
@@ -228,6 +246,12 @@ def about(path: str | os.PathLike) -> dict[str, str]:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)}, {"benchmark": "digits"})
+    ...     print(sorted(about(f"{folder}/task_1")))
+    ['benchmark', 'jax', 'jaxcl']
     """
     path = _absolute(path)
     _entries(path)
@@ -290,6 +314,13 @@ def remove_old(folder: str | os.PathLike, name: str = "task", keep: int = 2) -> 
 
     Raises:
         ValueError: if `keep` is less than 1.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("task_1", "task_2"):
+    ...         save(f"{folder}/{name}", {"theta": np.ones(3)})
+    ...     print([path.name for path in remove_old(folder, keep=1)])
+    ['task_1']
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")

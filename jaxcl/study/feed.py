@@ -134,7 +134,13 @@ def stack(splits: Sequence[Split]) -> Data:
 
 
 def mixed(splits: Sequence[Split]) -> Callable[[int], Data]:
-    """The examples of all tasks in a row, of which the result counts those up to a given task."""
+    """The examples of all tasks in a row, of which the result counts those up to a given task.
+
+    >>> from jaxcl import data
+    >>> examples = mixed([task.train for task in data.split_digits().tasks])
+    >>> int(examples(0).count) < int(examples(4).count)
+    True
+    """
     x = np.concatenate([split.x for split in splits])
     y = np.concatenate([split.y for split in splits])
     task_of = np.concatenate([np.full(len(s.y), t, np.int32) for t, s in enumerate(splits)])

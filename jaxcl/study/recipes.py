@@ -106,6 +106,10 @@ class Choice(NamedTuple):
         own: an instance of `spec.options`.
         model: a network that takes the place of the options' one; or a function of the share of
             the hidden units that gives it.
+
+    >>> from jaxcl.methods import REGISTRY
+    >>> choose(REGISTRY[0], epochs=3).shared.epochs
+    3
     """
 
     spec: Spec
@@ -298,7 +302,13 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
-    """What a method is built for."""
+    """What a method is built for.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> problem_of(choose(REGISTRY[0]), data.split_digits()).tasks
+    5
+    """
     shared = choice.shared
     own = f"{HEAD}|{NORMS}" if shared.norm == "per_task" else HEAD
     return Problem(
@@ -442,6 +452,13 @@ def cost(choice: Choice, benchmark: Benchmark, learner: PyTree) -> tuple[int, in
     Returns:
         The number of the network's parameters; and the bytes that parameters, the method's state
         and its memory take beyond those of plain fine-tuning.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> from jaxcl.study.record import shapes
+    >>> choice, benchmark = choose(REGISTRY[0], Options(hidden=(8,))), data.split_digits()
+    >>> cost(choice, benchmark, shapes(recipe(choice, benchmark)({}), benchmark))
+    (610, 0)
     """
     problem = problem_of(choice, benchmark)
     if choice.spec.parameters is not None:

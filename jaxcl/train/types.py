@@ -54,6 +54,11 @@ class Setup(NamedTuple):
             from outside, as windows (Data.first), so that it can be streamed.
         augment: `(key, x) -> x`, stored examples to those that a training step sees; None for none.
         sample: shape and type of one stored example's x, for methods with a memory of examples.
+
+    >>> import jaxcl, optax
+    >>> method = jaxcl.multihead(Method(lambda key, params: (params, ())), tasks=2)
+    >>> Setup(method, jaxcl.models.mlp(4, (8,), 3), optax.sgd(0.1), classes=[3, 3]).batch
+    64
     """
 
     method: Method
