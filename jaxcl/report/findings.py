@@ -224,12 +224,16 @@ def _ledgers(found: Found) -> list[Ledger]:
 
 
 def _chips(found: Found) -> str:
-    shown = {n: method.shown for one in found.values() for n, method in one.methods.items()}
-    colored = colors(shown)
+    """A button for each label, which may stand in several scenarios."""
+    colored: dict[str, str] = {}
+    for results in found.values():
+        shown = {name: method.shown for name, method in results.methods.items()}
+        color = colors(shown)
+        colored |= {label: color[name] for name, label in labels(shown).items()}
     chips = "".join(
         f'<button type="button" aria-pressed="true" data-method="{escape(label)}" '
-        f'data-color="{escape(colored[name])}">{escape(label)}</button>'
-        for name, label in labels(shown).items()
+        f'data-color="{escape(color)}">{escape(label)}</button>'
+        for label, color in colored.items()
     )
     return f'<div class="chips" role="group" aria-label="Methods shown in the charts">{chips}</div>'
 
