@@ -22,6 +22,7 @@ from jaxcl.report.wording import sentence
 Found = Mapping[str, Results]
 Drawn = Mapping[str, Sequence[Chart]]
 
+MEASURES = ("accuracy", "forgetting")  # of the table of several scenarios
 RECORDS = ("table", "measures", "pairs")
 APART = ("sequence", "capacity", "curves", "within")  # charts with a section of their own
 
@@ -147,7 +148,7 @@ def _results(found: Found, dropped: str) -> list[str]:
     top = {
         (scenario, measure): paired.best(results, measure)
         for scenario, results in found.items()
-        for measure in ("accuracy", "forgetting")
+        for measure in MEASURES
     }
     header = ["Method"]
     for scenario in found:
@@ -156,12 +157,10 @@ def _results(found: Found, dropped: str) -> list[str]:
     for method, each in scenarios_rows(found).items():
         cells = [head(next(iter(each.values())).shown.label)]
         for scenario in found:
-            row = each.get(scenario)
-            values = (row.accuracy, row.forgetting) if row else (None, None)
-            cells += [
-                html.interval(value, method in top[scenario, measure])
-                for value, measure in zip(values, ("accuracy", "forgetting"))
-            ]
+            row, bold = each.get(scenario), {m: method in top[scenario, m] for m in MEASURES}
+            mark = "*" if row and row.diverged else ""
+            cells += [html.interval(row and row.accuracy, bold["accuracy"], mark)]
+            cells += [html.interval(row and row.forgetting, bold["forgetting"])]
         rows.append(cells)
     said = (
         f"{scenarios_note(found)} In bold: the best of a scenario, and what cannot be told from it."

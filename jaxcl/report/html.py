@@ -55,11 +55,11 @@ def _row(row: Row, top: Mapping[str, set[str]]) -> list[str]:
     ]
 
 
-def interval(value: Interval | None, bold: bool = False) -> str:
-    """A cell with a mean and its half width."""
+def interval(value: Interval | None, bold: bool = False, mark: str = "") -> str:
+    """A cell with a mean and its half width, and the mark of a note."""
     if value is None or not np.isfinite(value.mean):
-        return number(None, "-")
-    said = escape(text.plus_minus(value))
+        return number(None, f"-{mark}")
+    said = escape(text.plus_minus(value) + mark)
     cell = number(value.mean, f"<strong>{said}</strong>" if bold else said)
     return cell.replace("<td", '<td class="best"', 1) if bold else cell
 

@@ -182,7 +182,8 @@ def three(tmp_path_factory):
     """The page of a comparison in three scenarios, of which one is unfinished; as text."""
     root = tmp_path_factory.mktemp("runs") / "both"
     told = runs.results(finetune=method([0.5, 0.6, 0.7]), hat=method([0.9, 0.89, 0.9]))
-    blind = runs.results(finetune=method([0.2, 0.3, 0.4], best=0.8), er=method([0.4, 0.5, 0.5]))
+    some = {**method([0.4, 0.5, np.nan]), "diverged": [None, None, [2, 1]]}
+    blind = runs.results(finetune=method([0.2, 0.3, 0.4], best=0.8), er=some)
     runs.finished(root / "task", told, scenario="task")
     runs.finished(root / "class", blind, scenario="class")
     runs.unfinished(root / "domain", done=0)
@@ -193,6 +194,7 @@ def test_scenarios_stand_side_by_side(three):
     table = three[three.index("Results</h2>") : three.index('class="chips"')]
     for words in ("task: accuracy (%)", "class: forgetting (points)", "89.8 ± ", "In bold: the"):
         assert words in table
+    assert re.search(r"60.0 ± [\d.]+\*", table) and "class: * ER diverged: seed 2" in table
     assert table.count("<tr>") == 4  # a header and three methods, of which each scenario has two
     assert len(re.findall(r"<td[^>]*>-</td>", table)) == 4
     assert "run both in the scenarios task, domain and class" in three
