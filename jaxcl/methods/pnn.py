@@ -98,16 +98,7 @@ def pnn(
         (adapter). V has the width of the equation, not of the text.
     Differs: laterals carry no bias of their own beside the projection's.
     """
-    check_count("pnn: tasks", tasks)
-    check_number("pnn: alpha", alpha)
-    if projection is not None:
-        check_count("pnn: projection", projection)
-    check_choice("pnn: lateral", lateral, ("adapter", "linear", None))
-    if lateral and model.column is None:
-        raise ValueError(
-            "pnn: the model shows no layers to connect; give one with `column` and `laterals`, "
-            "as jaxcl.models.mlp does, or lateral=None for independent columns."
-        )
+    _check(model, tasks, lateral, alpha, projection)
     sources = tasks - 1
     specs = model.laterals if lateral and sources else ()
     start_laterals = partial(init_laterals, specs, sources, lateral, alpha, projection)
@@ -155,6 +146,19 @@ def pnn(
         forget_statistics=partial(_forget_statistics, len(specs)),
     )
     return guarded("pnn", method), _network(model, tasks, specs)
+
+
+def _check(model: Model, tasks: int, lateral, alpha, projection) -> None:
+    check_count("pnn: tasks", tasks)
+    check_number("pnn: alpha", alpha)
+    if projection is not None:
+        check_count("pnn: projection", projection)
+    check_choice("pnn: lateral", lateral, ("adapter", "linear", None))
+    if lateral and model.column is None:
+        raise ValueError(
+            "pnn: the model shows no layers to connect; give one with `column` and `laterals`, "
+            "as jaxcl.models.mlp does, or lateral=None for independent columns."
+        )
 
 
 def _up_to(view, theta: PyTree, state: PNNState, task: int, statistics: PyTree):
