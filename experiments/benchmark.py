@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import end_to_end
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -64,7 +65,9 @@ class Config:
             program; growth: time to the end of a sequence; startup: from the start of the command
             to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
             smallest half of some weights, beside numpy's partition and a sort; convolutions: the
-            networks of images beside PyTorch's, and beside a loop without the engine.
+            networks of images beside PyTorch's, and beside a loop without the engine; study: whole
+            studies on split MNIST, from the start to the table, beside Avalanche's.
+        studies: which of those.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.
@@ -79,16 +82,35 @@ class Config:
 
     parts: tuple[
         Literal[
-            "rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions"
+            "rates",
+            "families",
+            "memory",
+            "growth",
+            "startup",
+            "peers",
+            "prune",
+            "convolutions",
+            "study",
         ],
         ...,
-    ] = ("rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions")
+    ] = (
+        "rates",
+        "families",
+        "memory",
+        "growth",
+        "startup",
+        "peers",
+        "prune",
+        "convolutions",
+        "study",
+    )
     networks: tuple[Literal["mlp400", "mlp2000", "alexnet", "resnet18"], ...] = (
         "mlp400", "mlp2000", "alexnet",
     )  # fmt: skip
     methods: tuple[str, ...] = METHODS
     replicas: tuple[int, ...] = (1, 2, 4, 16, 64)
     growth_tasks: tuple[int, ...] = (5, 10, 20, 50)
+    studies: tuple[str, ...] = tuple(end_to_end.STUDIES)
     rounds: int = 5
     cores: int | None = None
     chunk: int | None = None
@@ -130,7 +152,7 @@ def main(config: Config) -> None:
         "python": platform.python_version(),
     }
     for part in config.parts:
-        rows = globals()[part](config)
+        rows = whole_studies(config) if part == "study" else globals()[part](config)
         if part in ("rates", "families", "memory", "peers"):  # rows of other networks stay as well
             kept = [r for r in results.get(part, []) if r["network"] not in config.networks]
             rows = kept + rows
@@ -355,6 +377,17 @@ def startup(config: Config) -> dict:
     for kind, seconds in found.items():
         CONSOLE.print(f"start to first epoch, {kind} cache: {statistics.median(seconds):.1f} s")
     return found
+
+
+def whole_studies(config: Config) -> list[dict]:
+    """Seconds of whole studies, beside Avalanche where it can run."""
+    reasons = importlib.import_module("peers").available()
+    can = not any(reasons.values())
+    if not can:
+        CONSOLE.print(
+            "; ".join(f"{name}: {reason or 'runs here'}" for name, reason in reasons.items())
+        )
+    return end_to_end.rows(end_to_end.study(config.rounds, config.studies, can))
 
 
 def prune(config: Config) -> list[dict]:

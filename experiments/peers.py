@@ -377,21 +377,60 @@ def avalanche_strategy(name: str, tasks: list[Problem], tests, epochs: int = 1) 
         yield steps, sum(marks), (guess == y).float().mean().item()
 
 
+def study(path: str, names: list[str], seeds: int, epochs: int, hidden: tuple[int, ...]) -> None:
+    """Trains methods seed after seed on the tasks of a file, and prints each one's mean accuracy.
+
+    Args:
+      path: an .npz with `x0`, `y0`, `test_x0`, `test_y0` of the first task, and so on.
+      names: of `STRATEGIES`; or "loop" for plain fine-tuning by `torch_finetune`.
+      seeds: how many.
+      epochs: passes over a task.
+      hidden: widths of the hidden layers.
+    """
+    with np.load(path) as found:
+        arrays = dict(found)
+    tasks = [(arrays[f"x{t}"], arrays[f"y{t}"]) for t in range(len(arrays) // 4)]
+    tests = [(arrays[f"test_x{t}"], arrays[f"test_y{t}"]) for t in range(len(tasks))]
+    classes = 1 + max(int(y.max()) for _, y in tasks)
+    for name, seed in itertools.product(names, range(seeds)):
+        problems = [Problem(x, y, hidden, classes, seed=seed) for x, y in tasks]
+        if name == "loop":
+            found = [_one_task(problem, test, epochs) for problem, test in zip(problems, tests)]
+        else:
+            found = [right for *_, right in avalanche_strategy(name, problems, tests, epochs)]
+        print(f"{name}, seed {seed}: {np.mean(found):.4f} just after each task", flush=True)
+
+
+def _one_task(problem: Problem, test, epochs: int) -> float:
+    """A plain loop's accuracy; every task begins anew, which takes as long as going on."""
+    loop = torch_finetune(problem)
+    for _ in range(epochs):
+        loop.run_epoch()
+    return float(loop.accuracy(*test))
+
+
 def main() -> None:
     """Prints the steps per second of every peer that can run here, on MNIST."""
-    from jaxcl import data
-
     parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--study", help="train the tasks of this file instead; see `study`")
+    parser.add_argument("--methods", nargs="+", default=[*STRATEGIES])
+    parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hidden", type=int, nargs="+", default=[400, 400])
     parser.add_argument("--epochs", type=int, default=3, help="of which a loop's fastest counts")
     parser.add_argument("--tasks", type=int, default=5, help="that Avalanche trains")
     parser.add_argument("--compile", action="store_true", help="loops with torch.compile")
     options = parser.parse_args()
+    hidden = tuple(options.hidden)
+    if options.study:
+        study(options.study, options.methods, options.seeds, options.epochs, hidden)
+        return
+    from jaxcl import data
+
     runs = available()
     print(*(f"{name}: {reason or 'available'}" for name, reason in runs.items()), sep="\n")
     task = data.mnist().tasks[0]
     (x, y), test = ((part.x / np.float32(255), part.y) for part in (task.train, task.test))
-    problem = Problem(x, y, tuple(options.hidden), 10, compile=options.compile)
+    problem = Problem(x, y, hidden, 10, compile=options.compile)
     for build in (torch_finetune, torch_packnet, torch_hat) if runs["torch"] is None else ():
         loop, rates = build(problem), []
         for _ in range(options.epochs):
