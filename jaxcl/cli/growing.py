@@ -160,7 +160,7 @@ def finish(growth: Growth, command: Compare) -> None:
 def _take_places(folder: Path) -> None:
     """Puts what is joined into the places of what was there; may be done again after a kill."""
     joined = folder / FOLDER / JOINED
-    for path in sorted((joined / "checkpoints").iterdir()):
+    for path in sorted((joined / "checkpoints").glob("*")):  # none, where every task is inferred
         target = folder / "checkpoints" / path.name
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+import jaxcl
 from jaxcl import data
 from jaxcl.cli import main as cli
 from jaxcl.report.comparing import chance
@@ -29,7 +30,8 @@ def cache(tmp_path_factory):
 
 
 def compare(out, *words):
-    cli.main(["compare", "--methods", "finetune,packnet", "--out", str(out), *TINY, *words])
+    words = words if "--methods" in words else ("--methods", "finetune,packnet", *words)
+    cli.main(["compare", "--out", str(out), *TINY, *words])
     return out / "split_digits"
 
 
@@ -40,12 +42,11 @@ def results(folder):
 def test_each_part_is_the_comparison_in_that_scenario_alone(tmp_path, capsys):
     both = compare(tmp_path / "both", "--scenario", "task,class")
     out = capsys.readouterr().out
-    assert {path.name for path in both.iterdir()} == {
-        "task", "class", "table.md", "scenarios.svg", "scenarios.png",
-    }  # fmt: skip
+    files = {"task", "class", "table.md", "scenarios.svg", "scenarios.png"}
+    assert {path.name for path in both.iterdir()} == files
     found = {name: results(both / name) for name in ("task", "class")}
     assert [*found["task"]["methods"]] == ["finetune", "packnet"]
-    assert [*found["class"]["methods"]] == ["finetune"]  # the other has to be told the task
+    assert [*found["class"]["methods"]] == ["finetune", "packnet"]
     assert (found["task"]["chance"], found["class"]["chance"]) == (0.2, 0.1)
     told = found["class"]["methods"]["finetune"]["accuracy"]
     assert told != found["task"]["methods"]["finetune"]["accuracy"]
@@ -58,10 +59,79 @@ def test_each_part_is_the_comparison_in_that_scenario_alone(tmp_path, capsys):
     # One table, without a wall: a line for each method.
     lines = [line for line in out.splitlines() if line.strip().startswith(("Fine", "Pack"))]
     assert len(lines) == 2 and max(map(len, lines)) <= 80
-    assert lines[1].split()[-2:] == ["-", "-"]
+    assert "†" in lines[1] and "†" not in lines[0]
     page = (both / "table.md").read_text()
     assert "Guessing gives 20.0% (task) and 10.0% (class)." in page
-    assert "have to be told the task" in page
+    assert "† Trained told the task, which is then inferred from the input (entropy)." in page
+    assert_inferred(both, data.load("split_digits", tasks=2))
+
+
+def assert_inferred(folder, benchmark):
+    """What was written of PackNet, beside a few lines that choose the surest network's answer."""
+    found = results(folder / "class")["methods"]["packnet"]
+    assert found["inferred"] == "entropy" and found["shown"]["label"] == "PackNet (inferred)"
+    accuracy, tasks = np.array(found["accuracy"], float), benchmark.tasks
+    assert np.isnan(accuracy[:, 0, 1]).all()  # before it was trained
+    told = results(folder / "task")["methods"]["packnet"]
+    first = np.array(told["accuracy"], float)[:, 0, 0]
+    np.testing.assert_allclose(accuracy[:, 0, 0], first, atol=1e-6)
+    assert "inferred" not in told
+    differ = False
+    for row, seed in enumerate((0, 1)):
+        network = jaxcl.load(folder / "task")["packnet"].seed(seed)
+        network = network.calibrated([task.val.x[:500] for task in tasks], "entropy")
+        temperature, offset = network.calibration
+        for k, task in enumerate(tasks):
+            z = np.stack([network.logits(task.test.x, t) for t in range(2)])  # [tasks, N, C]
+            p = np.exp(z / temperature) / np.exp(z / temperature).sum(-1, keepdims=True)
+            chosen = np.argmin((p * -np.log(p)).sum(-1) - offset[:, None], 0)
+            answers = z[chosen, np.arange(len(chosen))].argmax(-1)
+            right = (5 * chosen + answers) == (5 * k + task.test.y)  # of all ten classes
+            np.testing.assert_allclose(accuracy[row, 1, k], right.mean(), atol=1e-6)
+            differ |= right.mean() != (answers == task.test.y).mean()
+    assert differ  # the broken twin, which does not ask for the task
+
+
+def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path, capsys):
+    """Trained once in the part "task", which nobody has to ask for; measured again on resume."""
+    words = ["--scenario", "class,domain", "--methods", "packnet", "--seeds", "1"]
+    folder = compare(tmp_path, *words)
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"task", "class", "domain"}
+    assert not (folder / "class" / "checkpoints").exists()
+    wide, narrow = (
+        np.array(results(folder / name)["methods"]["packnet"]["accuracy"], float)[:, 1].mean()
+        for name in ("domain", "class")
+    )
+    assert wide > narrow  # the class within its task counts, of whichever task it is taken
+    shares = results(folder / "domain")["methods"]["packnet"]["measures"]["task_inferred"]
+    assert shares[0][0] == 1 and narrow <= shares[0][1] < 1
+    files = ("results.json", "table.md", "inferred.json", "settings.json")
+    paths = [folder / part / name for part in ("task", "class") for name in files]
+    paths = [path for path in paths if path.exists()]
+    before = [path.read_bytes() for path in paths]
+    (folder / "class" / "results.json").unlink()
+    (folder / "class" / "inferred.json").unlink()
+    compare(tmp_path, *words, "--resume")
+    assert [path.read_bytes() for path in paths] == before
+    capsys.readouterr()
+    cli.main(["report", str(folder / "class"), "-o", str(tmp_path / "page.html")])
+    page = (tmp_path / "page.html").read_text()
+    assert "PackNet (inferred)" in page and "Task inference" in page
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--benchmark split_digits,classes=0-1/2-4 --scenario domain", "they have 2, 3"),
+        ("--benchmark split_digits --scenario class --tune", "packnet is trained in the scenario"),
+    ],
+)
+def test_what_cannot_be_inferred_is_said_before_training(tmp_path, capsys, words, said):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--methods", "packnet", "--out", str(tmp_path), *shlex.split(words)])
+    err = capsys.readouterr().err
+    assert said in err and err.count("\n") == 1
+    assert not [*tmp_path.rglob("*")]
 
 
 def test_resume_trains_no_more_than_is_missing(tmp_path, monkeypatch, capsys):
