@@ -24,8 +24,10 @@ tasks apart.
 
 {table}
 
-A method that trains in the scenario *task* alone is compared in the others with the task inferred from
-the input ([data.md](data.md#three-scenarios)). Each method's own options are in `jaxcl compare --methods NAME --help`.
+A method that trains in the scenario *task* alone is compared in the others with the task inferred
+from the input ([data.md](data.md#three-scenarios)).
+
+Each method's own options are in `jaxcl compare --methods NAME --help`.
 """
 
 
