@@ -44,7 +44,7 @@ def divide(command: Compare, folder: Path) -> dict[Path, Compare]:
     if needed and TOLD not in asked:
         told = [choice for choice in command.choices if not {*asked} <= {*choice.spec.scenarios}]
         first = dataclasses.replace(command, **_chosen(command, told))
-        parts = {folder / TOLD: _part(first, folder, TOLD), **parts}
+        parts[folder / TOLD] = _part(first, folder, TOLD)
     return parts
 
 
