@@ -46,13 +46,15 @@ class Growth(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What is trained, for the terminal."""
+        """What is trained, for the terminal; "" for nothing, where every method infers the task."""
         parts = [
             f"{name} with {listed([str(seed) for seed in seeds[:20]])}"
             f"{' ...' if len(seeds) > 20 else ''}"
             for name, seeds in self.seeds.items()
         ]
-        return f"the run grows; what it lacks are the seeds of {'; '.join(parts)}"
+        return (
+            "" if not parts else f"the run grows; what it lacks are the seeds of {'; '.join(parts)}"
+        )
 
 
 def recover(folder: Path) -> None:
@@ -152,6 +154,7 @@ def finish(growth: Growth, command: Compare) -> None:
             parts.append((apart[name].content, growth.seeds[name]))
         content = joining.join(parts, seeds_of(plainly(settings)))
         checkpoint.save(joined / "checkpoints" / name / f"task_{settings['tasks']}", content, about)
+    joined.mkdir(parents=True, exist_ok=True)  # there may be no checkpoint
     # Last: it says that all is there.
     write_settings(joined, settings, origin, command, growth.overridden)
     _take_places(folder)
@@ -160,7 +163,7 @@ def finish(growth: Growth, command: Compare) -> None:
 def _take_places(folder: Path) -> None:
     """Puts what is joined into the places of what was there; may be done again after a kill."""
     joined = folder / FOLDER / JOINED
-    for path in sorted((joined / "checkpoints").glob("*")):  # none, where every task is inferred
+    for path in sorted((joined / "checkpoints").glob("*")):
         target = folder / "checkpoints" / path.name
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)

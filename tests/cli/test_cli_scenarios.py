@@ -113,6 +113,9 @@ def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path
     (folder / "class" / "inferred.json").unlink()
     compare(tmp_path, *words, "--resume")
     assert [path.read_bytes() for path in paths] == before
+    compare(tmp_path, *words[:-1], "2", "--resume")  # it grows by a seed
+    grown = np.array(results(folder / "class")["methods"]["packnet"]["accuracy"], float)
+    assert len(grown) == 2 and grown[0, 1].mean() == narrow
     capsys.readouterr()
     cli.main(["report", str(folder / "class"), "-o", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
