@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
@@ -150,7 +151,8 @@ def _tests(one: MethodRun, record: Record) -> np.ndarray:
     held_out = study.stack([task.test for task in last.benchmark.tasks])
     held_out = replicas.replicate(held_out, last.layout)
     fixed = (replicas.place(last.settings, last.layout),)
-    metrics, *_ = last.programs["evaluate"](record.learners, fixed, held_out)
+    tasks = jnp.int32(len(last.benchmark.tasks))
+    metrics, *_ = last.programs["evaluate"](record.learners, fixed, held_out, tasks)
     return np.asarray(replicas.fetch(metrics.accuracy, last.layout), float)
 
 

@@ -257,6 +257,9 @@ class Method(NamedTuple):
             prefix tree of the view. None if it uses all.
         compact: `(theta, state, task, statistics) -> (view, statistics)` without what the task does
             not use, in smaller arrays; not traced. None if nothing can be left out.
+        sources: `path -> axis` of a leaf of `theta`, counted from its last, along which there is an
+            entry for each earlier task, in order, or None: a task's training moves its
+            predecessors' alone, and `view` and the network take fewer of them, too.
         forget_task: `(theta, state, memory, task, kept, fresh) -> (theta, state, memory)`, without
             a finished task; not traced. None where what a task left cannot be told apart.
         forget_statistics: `(statistics, task, kept, fresh) -> statistics`, likewise, of a network
@@ -282,6 +285,7 @@ class Method(NamedTuple):
     divided: Callable[[PyTree], Any] = lambda state: ()
     used: Trainable | None = None
     compact: Callable[[PyTree, PyTree, int, PyTree], tuple[PyTree, PyTree]] | None = None
+    sources: Callable[[str], int | None] | None = None
     forget_task: ForgetTask | None = None
     forget_statistics: Callable[[PyTree, int, Any, PyTree], PyTree] | None = None
 

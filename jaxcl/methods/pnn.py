@@ -90,16 +90,7 @@ def pnn(
         (adapter). V has the width of the equation, not of the text.
     Differs: laterals carry no bias of their own beside the projection's.
     """
-    check_count("pnn: tasks", tasks)
-    check_number("pnn: alpha", alpha)
-    if projection is not None:
-        check_count("pnn: projection", projection)
-    check_choice("pnn: lateral", lateral, ("adapter", "linear", None))
-    if lateral and model.column is None:
-        raise ValueError(
-            "pnn: the model shows no layers to connect; give one with `column` and `laterals`, "
-            "as jaxcl.models.mlp does, or lateral=None for independent columns."
-        )
+    _check(model, tasks, lateral, alpha, projection)
     sources = tasks - 1
     specs = model.laterals if lateral and sources else ()
     start_laterals = partial(init_laterals, specs, sources, lateral, alpha, projection)
@@ -143,10 +134,24 @@ def pnn(
         isolates=True,
         tasks=tasks,
         compact=partial(_up_to, view),
+        sources=partial(source_axis, lateral),
         forget_task=partial(_forget, len(specs)),
         forget_statistics=partial(_forget_statistics, len(specs)),
     )
     return guarded("pnn", method), _network(model, tasks, specs)
+
+
+def _check(model: Model, tasks: int, lateral, alpha, projection) -> None:
+    check_count("pnn: tasks", tasks)
+    check_number("pnn: alpha", alpha)
+    if projection is not None:
+        check_count("pnn: projection", projection)
+    check_choice("pnn: lateral", lateral, ("adapter", "linear", None))
+    if lateral and model.column is None:
+        raise ValueError(
+            "pnn: the model shows no layers to connect; give one with `column` and `laterals`, "
+            "as jaxcl.models.mlp does, or lateral=None for independent columns."
+        )
 
 
 def _up_to(view, theta: PyTree, state: PNNState, task: int, statistics: PyTree):
@@ -154,6 +159,17 @@ def _up_to(view, theta: PyTree, state: PNNState, task: int, statistics: PyTree):
     params = view(theta, state, task)
     columns = jax.tree.map(lambda leaf: leaf[: max(task, 1)], params["columns"])
     return params | {"columns": columns}, statistics
+
+
+def source_axis(lateral: str | None, path: str) -> int | None:
+    """The axis of a leaf of theta that has an entry for each source; see `Method.sources`.
+
+    >>> source_axis("adapter", "laterals/0/alpha"), source_axis("adapter", "laterals/0/bias")
+    (-1, None)
+    """
+    axes = {"alpha": -1, "project": -3} if lateral == "adapter" else {"kernel": -3}
+    found = re.search(r"(?:^|/)laterals/\d+/(\w+)$", path)
+    return axes.get(found[1]) if found else None
 
 
 def _forget(
@@ -187,7 +203,7 @@ def _is_read(layers: int, task: int, kept: np.ndarray) -> bool:
 
 def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
     """The network of `pnn`: columns 1 to k in order, of which only column k is differentiated."""
-    sources, run_column = tasks - 1, cast(Callable, model.column)
+    run_column = cast(Callable, model.column)
 
     def init(key):
         params, statistics = model.init(key)
@@ -195,6 +211,7 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
 
     def frozen(view, statistics, x):
         """The finished columns' activations, one [batch, ..., sources, units] array a layer."""
+        sources = _sources(view["own"]["laterals"][0])
         columns, statistics = jax.lax.stop_gradient((view["columns"], statistics))
 
         def run(j, hiddens):
@@ -208,7 +225,8 @@ def _network(model: Model, tasks: int, specs: tuple[LateralSpec, ...]) -> Model:
             return tuple(h.at[..., j, :].set(n) for h, n in zip(hiddens, new))
 
         empty = [(x.shape[0], *s.hidden[:-1], sources, s.hidden[-1]) for s in specs]
-        return jax.lax.fori_loop(0, view["task"], run, tuple(jnp.zeros(e) for e in empty))
+        nothing = tuple(jnp.zeros(e) for e in empty)
+        return jax.lax.fori_loop(0, view["task"], run, nothing) if sources else nothing
 
     takes_weight = "weight" in inspect.signature(run_column if specs else model.apply).parameters
 
@@ -293,11 +311,14 @@ def apply_lateral(
             be left out.
 
     Returns:
-        Array [batch, ..., out].
+        Array [batch, ..., out], or a scalar zero where there is no source.
 
     Source: Rusu et al. (2016) Eqs. 1 and 2; for a convolution V is 1x1 and U has the window,
         stride and padding of the layer's own kernel.
     """
+
+    if _sources(params) == 0:
+        return jnp.zeros(())
 
     def of_sources(kernels, spec=None):
         """All sources through their parts of `kernels` [..., sources, units, out]."""
@@ -316,6 +337,11 @@ def apply_lateral(
     bias = params["bias"].reshape((1,) * (hidden.ndim - 2) + (-1,))
     reduced = jax.nn.relu(of_sources(project) + bias)
     return jnp.where(task > 0, _connect(reduced, params["kernel"], spec), 0.0)
+
+
+def _sources(params: PyTree) -> int:
+    """For how many sources a layer's laterals have entries."""
+    return params["alpha"].shape[0] if "alpha" in params else params["kernel"].shape[-3]
 
 
 def _connect(hidden, kernel, spec):

@@ -237,10 +237,8 @@ def remove_old(folder: str | os.PathLike, name: str = "task", keep: int = 2) -> 
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
-    ours = []
-    for path in _in_order(_absolute(folder), name):
-        if not path.is_symlink() and _is_ours(path):
-            ours.append(path)
+    found = [path for path in _in_order(_absolute(folder), name) if not path.is_symlink()]
+    ours = [path for path in found if _is_ours(path)] if len(found) > keep else []
     for path in ours[:-keep]:
         shutil.rmtree(path)
     return ours[:-keep]

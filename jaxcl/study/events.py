@@ -10,7 +10,7 @@ import numpy as np
 from jaxcl.study import replicas
 from jaxcl.study.debugging import Part, first_nan
 from jaxcl.study.feed import examples_by_task, features_fit, stack, windows
-from jaxcl.study.lengths import length, lengths, steps_of
+from jaxcl.study.lengths import length, lengths, program_of, steps_of
 from jaxcl.study.memory import advice
 from jaxcl.study.points import Evaluated, Every, next_stop, point_at
 from jaxcl.study.programs import Study
@@ -197,16 +197,16 @@ class _Run(NamedTuple):
     steps_at_once: Callable[[], int | None]
     every: Every | None
     debug_nans: bool
+    suffixes: list[str]
 
     def evaluate(self, learners, task: int) -> tuple[Metrics, dict, np.ndarray]:
         """Loss and accuracy on every task after training on `task`, measures, what is finite."""
         study = self.study
-        results = study.programs["evaluate"](learners, (self.settings,), self.held_out)
-        metrics, measures, finite = replicas.fetch(results, study.layout)
-        isolates = self.setup.method.isolates
-        exists = np.arange(len(study.benchmark.tasks)) <= (task if isolates else np.inf)
-        metrics = jax.tree.map(lambda values: np.where(exists, values, np.nan), metrics)
-        return metrics, measures, finite
+        number = task + 1 if self.setup.method.isolates else len(study.benchmark.tasks)
+        results = study.programs["evaluate"](
+            learners, (self.settings,), self.held_out, jnp.int32(number)
+        )
+        return replicas.fetch(results, study.layout)
 
     def at_point(self, learners, task: int, point: int | None, running: Any) -> Iterator[Evaluated]:
         """The evaluation at a point of a task's training, if there is one."""
@@ -242,7 +242,8 @@ def _run(
     examples = examples_by_task(setup, benchmark)
     if learners is None:
         learners = programs["start"](replicas.place(study.seeds, layout), (settings,))
-    this = _Run(study, setup, settings, held_out, at_once, every, debug_nans)
+    suffixes = program_of(study, learners)
+    this = _Run(study, setup, settings, held_out, at_once, every, debug_nans, suffixes)
     for task in range(start.task, len(benchmark.tasks)):
         data, validation = replicas.replicate(examples(task), layout)
         cursor = start if task == start.task else Cursor(task)
@@ -265,7 +266,7 @@ def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Itera
         yield from this.at_point(learners, task, 0, np.ones(len(study.seeds), bool))
     features = None
     if features_fit(study, this.setup, learners, data):
-        features = programs["frozen_features"](learners, fixed, data, number)
+        features = programs[f"frozen_features{this.suffixes[task]}"](learners, fixed, data, number)
     feed = _Feed(data, features, validation)
     last_open = max(i for i, phase in enumerate(study.phases) if not phase.closed)
     cursor, closed_began = start, False
@@ -347,7 +348,7 @@ def _train_epoch(
             kept = jax.tree.map(jnp.copy, learners)
             part = Part(kept, data, cursor.task, index, epoch, cursor.step, end, done)
         state = learners.state
-        learners, results = study.programs[f"epoch_{index}"](
+        learners, results = study.programs[f"epoch_{index}{this.suffixes[cursor.task]}"](
             learners._replace(state=()), (this.settings, state, feed.features),
             data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
         )  # fmt: skip

@@ -75,5 +75,5 @@ def _arguments(study: Study) -> dict[str, tuple]:
             data, number, number, number, number, jax.ShapeDtypeStruct((2,), jnp.float32),
         ),
         "end": (all_learners, (settings,), *ends),
-        "evaluate": (all_learners, (settings,), held_out),
+        "evaluate": (all_learners, (settings,), held_out, number),
     }  # fmt: skip

@@ -17,7 +17,7 @@ from jaxcl.core.method import Phase
 from jaxcl.core.trees import PyTree
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.data.benchmark import check as check_benchmark
-from jaxcl.study import replicas
+from jaxcl.study import replicas, sources
 from jaxcl.study.replicas import Device
 from jaxcl.train.types import Setup
 
@@ -157,7 +157,6 @@ def compile_programs(
     programs = {
         "start": program("start", partial(_start, tasks)),
         "grow": program("grow", lambda setup, learner: train.grow(setup, learner, tasks)),
-        "frozen_features": program("frozen_features", train.frozen_features),
         "evaluate": program("evaluate", _evaluate),
         "begin_task": program("begin_task", _begin_task, in_place=True),
         "end_epoch": program("end_epoch", _end_epoch, in_place=True),
@@ -167,15 +166,21 @@ def compile_programs(
     kinds = [(phase.trainable, phase.penalty, phase.project, phase.needed) for phase in phases]
     plain = (None, None, None, None)
     usual = kinds.index(plain) if plain in kinds else 0
-    programs["epoch"] = program("epoch", partial(_epoch, usual), in_place=True)
-    alike = {kinds[usual]: programs["epoch"]}  # one program for all phases that train alike
-    for i, own in enumerate(kinds):
+    for i in range(len(phases)):
         name = f"begin_phase_{i}"
         programs[name] = program(name, partial(_begin_phase, i), in_place=True)
-        name = f"epoch_{i}"
-        if own not in alike:
-            alike[own] = program(name, partial(_epoch, i), in_place=True)
-        programs[name] = alike[own]
+    for number in (None, *sources.sizes(tasks - 1)):
+        of = "" if number is None else f"_of_{number}"
+        name = f"frozen_features{of}"
+        programs[name] = program(name, partial(_frozen_features, number))
+        first = program(f"epoch{of}", partial(_epoch, usual, number), in_place=True)
+        alike = {kinds[usual]: first}  # one program for all phases that train alike
+        programs[f"epoch{of}"] = first
+        for i, own in enumerate(kinds):
+            name = f"epoch_{i}{of}"
+            if own not in alike:
+                alike[own] = program(name, partial(_epoch, i, number), in_place=True)
+            programs[name] = alike[own]
     return programs, traces
 
 
@@ -192,13 +197,18 @@ def _begin_phase(phase, setup, learner, task, examples, validation):
     return learner, ()
 
 
-def _epoch(phase, setup, learner, state, features, data, task, index, first, last, done):
+def _frozen_features(number, setup, learner, data, task):
+    return train.frozen_features(setup, sources.cut(setup.method, learner, number), data, task)
+
+
+def _epoch(phase, number, setup, whole, state, features, data, task, index, first, last, done):
     """The method's state, which no epoch changes, is read where it is and not moved about."""
-    learner = learner._replace(state=state)
+    learner = sources.cut(setup.method, whole._replace(state=state), number)
     learner, metrics = train.steps(
         setup, learner, data, task, index, first, last, features, phase=phase, done=done
     )
-    return learner._replace(state=()), (metrics, learner.position.finite)
+    learner = sources.put_back(whole, learner._replace(state=()))
+    return learner, (metrics, learner.position.finite)
 
 
 def _end_epoch(setup, learner, task, validation):
@@ -222,11 +232,11 @@ def _end_task(closed, setup, learner, task, examples, validation):
     return learner, ()
 
 
-def _evaluate(setup, learner, data):
+def _evaluate(setup, learner, data, number):
     method, own = setup.method, (learner.theta, learner.state)
     finite = learner.position.finite & all_finite(learner.theta)
     measures = {measure.name: measure.of(*own) for measure in method.measures}
-    return train.evaluate_all(setup, learner, data), measures, finite
+    return train.evaluate_all(setup, learner, data, number), measures, finite
 
 
 def all_finite(tree: PyTree) -> jax.Array:

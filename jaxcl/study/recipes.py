@@ -1,6 +1,7 @@
 """Ready-made setups: any method of the registry, or of a user's own, with its options."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -327,8 +328,13 @@ def recipe(
     sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
 
+    @functools.cache  # every program asks for it, and it does not depend on the settings
+    def network_of(width: float) -> Model:
+        with jax.ensure_compile_time_eval():
+            return _network(choice, benchmark, width)
+
     def setup(settings: Mapping[str, jax.Array]) -> Setup:
-        chosen = with_settings(choice, settings)
+        chosen = with_settings(choice, settings)._replace(model=network_of)
         built, shared = _built(chosen, benchmark, limit), chosen.shared
         if benchmark.regression:
             check_targets(choice.spec.name, built)

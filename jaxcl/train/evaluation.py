@@ -50,10 +50,28 @@ def means(totals: Any, count: Any) -> Metrics:
     return Metrics(loss / count, jnp.where(jnp.isfinite(loss), right, jnp.nan) / count)
 
 
-def evaluate_all(setup: Setup, learner: Learner, data: Data) -> Metrics:
-    """`evaluate` on every task; the leaves of `data` have a leading [tasks] axis."""
-    tasks = jnp.arange(data.y.shape[0])
-    return jax.lax.map(lambda args: evaluate(setup, learner, *args), (data, tasks))
+def evaluate_all(
+    setup: Setup, learner: Learner, data: Data, number: ArrayLike | None = None
+) -> Metrics:
+    """`evaluate` on every task; the leaves of `data` have a leading [tasks] axis.
+
+    Args:
+        setup: method, network and optimizer.
+        learner: a learner.
+        data: the held-out examples of every task.
+        number: how many tasks to evaluate, from the first on, which may be traced; None for all.
+
+    Returns:
+        Arrays [tasks]: nan for the tasks that are not evaluated.
+    """
+    tasks = data.y.shape[0]
+
+    def add(task, found):
+        own = evaluate(setup, learner, jax.tree.map(lambda leaf: leaf[task], data), task)
+        return jax.tree.map(lambda all, one: all.at[task].set(one), found, own)
+
+    empty = Metrics(jnp.full(tasks, jnp.nan), jnp.full(tasks, jnp.nan))
+    return jax.lax.fori_loop(0, tasks if number is None else number, add, empty)
 
 
 def frozen_features(setup: Setup, learner: Learner, data: Data, task: ArrayLike) -> PyTree:
@@ -71,7 +89,7 @@ def frozen_features(setup: Setup, learner: Learner, data: Data, task: ArrayLike)
         return setup.model.frozen(params, row, setup.prepare(data.x[rows]))
 
     features = jax.lax.map(run, jnp.arange(-(-length // size)))
-    return jax.tree.map(lambda f: f.reshape(-1, *f.shape[2:])[:length], features)
+    return jax.tree.map(lambda f: jax.lax.collapse(f, 0, 2)[:length], features)
 
 
 def _evaluation_size(setup, length):

@@ -55,7 +55,7 @@ def after_each_step(run):
             done = 0
             continue
         done += 1
-        metrics, *_ = one.programs["evaluate"](event.learners, (settings,), held_out)
+        metrics, *_ = one.programs["evaluate"](event.learners, (settings,), held_out, 2)
         found[event.task, done] = np.asarray(metrics.accuracy)[:2]
     return found
 
