@@ -14,5 +14,5 @@ class Doctests(griffe.Extension):
 
 
 def _fenced(found):
-    indent, code = found[1], found[0].rstrip("\n")
+    indent, code = found[1], found[0].rstrip("\n").replace("  # doctest: +ELLIPSIS", "")
     return f"{indent}```python\n{code}\n{indent}```\n"

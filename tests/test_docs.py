@@ -1,5 +1,8 @@
-"""Every Python block of the documentation runs, and the commands of the page on methods."""
+"""Every Python block of the documentation runs, the notebooks, and the commands on their pages."""
 
+import importlib
+import inspect
+import json
 import re
 import shlex
 import sys
@@ -97,6 +100,53 @@ def test_the_page_on_use_runs_from_its_top_to_its_end(folder, monkeypatch, capsy
     said = capsys.readouterr().out
     assert "('packnet', 'hat', 'er')" in said  # of the first block
     assert "| PackNet |" in said  # and of the last
+
+
+@pytest.mark.parametrize("name", ["first-study", "use-a-run"])
+def test_notebook_runs(name, folder, monkeypatch):
+    """Cell after cell, as a kernel would; lines of the shell are commands of jaxcl."""
+    from jaxcl.cli.main import main
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    jax.devices()
+    names = {"__name__": "__main__"}
+    path = ROOT / "docs" / f"{name}.ipynb"
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for i, cell in enumerate(cell for cell in cells if cell["cell_type"] == "code"):
+        assert (cell["outputs"], cell["execution_count"]) == ([], None)
+        code = "".join(cell["source"])
+        if code.startswith("!jaxcl "):
+            words = shlex.split(code)[1:]
+            main([*words, "--no-cache"] if words[0] == "compare" else words)
+            continue
+        code = re.sub(r"(?m)^%.*$", "", code)  # magic words
+        with jax.numpy_rank_promotion("allow"):
+            exec(compile(code, f"{path.name}, code cell {i + 1}", "exec"), names)
+    jax.config.update("jax_enable_compilation_cache", True)
+
+
+# What reads data that must be prepared, or files that other pages make; what draws all plots,
+# and what compiles for long.
+WITHOUT = {"cifar100", "fashion_mnist", "mnist", "mnist5k", "omniglot", "prepared"}
+WITHOUT |= {"split_cifar100", "split_fashion_mnist", "split_mnist", "permuted_fashion_mnist"}
+WITHOUT |= {"permuted_mnist", "load", "save", "plots", "write", "write_scenarios", "calibrate"}
+
+
+def test_every_function_of_the_reference_has_an_example():
+    missing = set()
+    text = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    for home, name in re.findall(r"^::: ([\w.]+)\.(\w+)$", text, re.MULTILINE):
+        thing = getattr(importlib.import_module(home), name, None)
+        if thing is None or inspect.ismodule(thing):  # a room's module: all that it has itself
+            module = importlib.import_module(f"{home}.{name}")
+            names = [n for n, v in vars(module).items() if inspect.isfunction(v)]
+            things = [getattr(module, n) for n in names if not n.startswith("_")]
+            things = [one for one in things if one.__module__ == module.__name__]
+        else:
+            things = [thing] if inspect.isfunction(thing) else []
+        missing |= {one.__name__ for one in things if ">>>" not in (one.__doc__ or "")}
+    assert missing == WITHOUT & missing, missing - WITHOUT
+    assert "isolate" not in missing and len(missing) > 5  # it sees what there is
 
 
 def test_the_table_of_methods_is_that_of_the_registry(monkeypatch):

@@ -12,6 +12,7 @@ from jaxcl.cli.parsing import parse_plainly
 from jaxcl.cli.streams import standard_output
 from jaxcl.inference.forgetting import Forgotten, can_forget, check, forget
 from jaxcl.inference.runs import Run, load
+from jaxcl.report.inferred import remove_inferred
 from jaxcl.report.text import listed, percent
 
 
@@ -60,6 +61,8 @@ def run(args: Sequence[str]) -> None:
             found = forget(one[name], command.task)
             with standard_output():
                 out.print(f"{name}: {words(found)}", soft_wrap=True)
+        if remove_inferred(command.run):
+            err.print("what jaxcl infer measured before is removed", soft_wrap=True)
 
 
 def words(found: Forgotten) -> str:

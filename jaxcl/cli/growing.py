@@ -17,6 +17,7 @@ from jaxcl.cli.options import Compare
 from jaxcl.cli.running import Place
 from jaxcl.inference import joining
 from jaxcl.inference.runs import FORGOTTEN, load
+from jaxcl.report import inferred
 from jaxcl.report.presets import KEY
 from jaxcl.report.runs import seeds_of
 from jaxcl.report.text import listed
@@ -52,9 +53,11 @@ class Growth(NamedTuple):
             f"{' ...' if len(seeds) > 20 else ''}"
             for name, seeds in self.seeds.items()
         ]
-        return (
-            "" if not parts else f"the run grows; what it lacks are the seeds of {'; '.join(parts)}"
-        )
+        if not parts:
+            return ""
+        measured = (self.place.folder / inferred.FILES[0]).exists()
+        goes = ". What jaxcl infer measured of the smaller run is removed then" if measured else ""
+        return f"the run grows; what it lacks are the seeds of {'; '.join(parts)}{goes}"
 
 
 def recover(folder: Path) -> None:
@@ -168,5 +171,6 @@ def _take_places(folder: Path) -> None:
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)
     (folder / "results.json").unlink(missing_ok=True)  # of the smaller run
+    inferred.remove_inferred(folder)
     os.replace(joined / "settings.json", folder / "settings.json")
     shutil.rmtree(folder / FOLDER)

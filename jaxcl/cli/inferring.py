@@ -139,16 +139,20 @@ def _as_results(
 
 def _write(folder: Path, measured: dict[str, list[list[Measured] | None]]) -> None:
     """The numbers of the end, as `jaxcl infer` writes them, and what is taken for what."""
-    ends = {name: [one[-1] for one in seeds if one] for name, seeds in measured.items()}
-    ends = {name: seeds for name, seeds in ends.items() if seeds}
-    if not ends:
+    found = {name: [one[-1] for one in seeds if one] for name, seeds in measured.items()}
+    if not any(found.values()):
         return
+    some = next(filter(None, found.values()))[0]
+    unknown = Measured(*(np.full_like(shares, np.nan) for shares in some))
+    ends = {
+        name: [one[-1] if one else unknown for one in seeds] for name, seeds in measured.items()
+    }
     numbers = {
         name: {RULE: {field: [getattr(one, field) for one in seeds] for field in Measured._fields}}
         for name, seeds in ends.items()
     }
     figure = figures.confusion(
-        {name: np.stack([one.confusion for one in seeds]) for name, seeds in ends.items()}
+        {name: np.stack([one.confusion for one in seeds]) for name, seeds in found.items() if seeds}
     )
     said = {"batch": None, "calibrated": True, "methods": numbers}
     write_whole(folder / "inferred.json", json.dumps(plain(said), indent=1) + "\n")

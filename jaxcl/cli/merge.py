@@ -72,7 +72,10 @@ def _settings(found: dict[str, Run], merged: report.Results, args: Sequence[str]
         "settings": merged.settings,
         "versions": first.versions,
         "devices": list(dict.fromkeys(d for one in found.values() for d in one.devices)),
-        "merged": [one._asdict() | {"results": None, "inferred": None} for one in found.values()],
+        "merged": [
+            one._asdict() | {"results": None, "inferred": None, "folder": str(one.folder)}
+            for one in found.values()
+        ],
     }
     return json.dumps(plain(content), indent=1) + "\n"
 

@@ -44,6 +44,12 @@ def multihead(
             cannot be read; at `init`, if no leaf matches, or one whose entries `method`
             shares out among the tasks.
 
+    >>> params = {"hidden": jnp.ones((2, 4)), "head": jnp.ones((4, 2))}
+    >>> method = multihead(Method(lambda key, params: (params, ())), tasks=3)
+    >>> theta, state = jax.eval_shape(lambda key: method.init(key, params), jax.random.key(0))
+    >>> theta["hidden"].shape, theta["head"].shape
+    ((2, 4), (3, 4, 2))
+
     Source: the task-incremental setting: the loss and the prediction of a task use that task's head
         alone. The authors' code of Mallya and Lazebnik (2018) trains biases on and keeps a copy for
         each task, if it is asked to, and so do Hung et al. (2019).

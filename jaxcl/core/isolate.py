@@ -125,6 +125,12 @@ def set_trainable(opt_state: optax.OptState, trainable: PyTree) -> optax.OptStat
 
     Raises:
         ValueError: if there is no `isolate` in `opt_state`, or the mask is a function.
+
+    >>> import jax.numpy as jnp
+    >>> optimizer = isolate(optax.sgd(0.5), True)
+    >>> state = set_trainable(optimizer.init(jnp.ones(2)), jnp.array([True, False]))
+    >>> print(optimizer.update(jnp.ones(2), state, jnp.ones(2))[0])
+    [-0.5  0. ]
     """
     if callable(trainable):
         raise ValueError(

@@ -61,6 +61,11 @@ class Attended(NamedTuple):
     Attributes:
         source: attention of the units that feed the leaf, in [0, 1]; broadcasts against the leaf.
         target: attention of the units that the leaf feeds; likewise.
+
+    >>> mask = Attended(jnp.array([[0.0], [0.5]]), jnp.array([[1.0, 0.25]]))
+    >>> print(dense(mask))  # of a leaf [2, 2]: what is used at both ends may change least
+    [[1.   1.  ]
+     [0.5  0.75]]
     """
 
     source: jax.Array
@@ -68,12 +73,21 @@ class Attended(NamedTuple):
 
 
 def is_mask(node: Any) -> bool:
-    """True for a node that is one mask leaf although it is a pytree."""
+    """True for a node that is one mask leaf although it is a pytree.
+
+    >>> is_mask(Attended(jnp.ones(2), jnp.ones(2))), is_mask({"head": True})
+    (True, False)
+    """
     return isinstance(node, Attended)
 
 
 def dense(mask: Any) -> jax.Array:
-    """The array of one mask leaf: bool, or float in [0, 1]."""
+    """The array of one mask leaf: bool, or float in [0, 1].
+
+    >>> print(dense(Attended(jnp.array([[0.0], [0.5]]), jnp.array([[1.0, 0.25]]))))
+    [[1.   1.  ]
+     [0.5  0.75]]
+    """
     if isinstance(mask, Attended):
         return 1 - jnp.minimum(*jnp.broadcast_arrays(*mask))
     return jnp.asarray(mask)
@@ -92,12 +106,20 @@ def resolve(mask: PyTree, params: PyTree) -> PyTree:
     Raises:
         ValueError: naming the leaf that the mask does not cover, the mask's leaf that covers
             nothing, or the pair whose shapes do not fit.
+
+    >>> params = {"layer": {"bias": jnp.ones(3), "kernel": jnp.ones((2, 3))}}
+    >>> resolve({"layer": False}, params)["layer"]["kernel"]
+    Array([[False]], dtype=bool)
     """
     return map_with_path(_fitted, expand(mask, params), params, is_leaf=is_mask)
 
 
 def expand(mask: PyTree, params: PyTree) -> PyTree:
-    """Like `resolve`, but leaves each mask as it is: one mask leaf for each parameter leaf."""
+    """Like `resolve`, but leaves each mask as it is: one mask leaf for each parameter leaf.
+
+    >>> expand({"head": True, "layer": False}, {"head": 0.0, "layer": {"bias": 0.0, "kernel": 0.0}})
+    {'head': True, 'layer': {'bias': False, 'kernel': False}}
+    """
     prefixes = dict(leaves_with_keys(mask, is_leaf=is_mask))
     unused = set(prefixes)
 
@@ -122,7 +144,13 @@ def expand(mask: PyTree, params: PyTree) -> PyTree:
 
 
 def check_prefix(mask: PyTree, params: PyTree) -> None:
-    """Raises ValueError, naming the leaf, where a mask does not fit the parameters."""
+    """Raises ValueError, naming the leaf, where a mask does not fit the parameters.
+
+    >>> params = {"hidden": {"kernel": jnp.ones(2)}, "head": jnp.ones(1)}
+    >>> check_prefix({"hidden": True}, params)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: The mask has no leaf for parameter 'head'; expected a prefix tree of the ...
+    """
     if jax.tree.leaves(params):  # optax calls `init` with an empty placeholder to label its state
         jax.eval_shape(resolve, mask, params)
 
@@ -304,6 +332,10 @@ def count(mask: PyTree, params: PyTree | None = None) -> jax.Array:
 
     Returns:
         An integer scalar.
+
+    >>> params = {"hidden": jnp.ones((2, 3)), "head": jnp.ones(3)}
+    >>> int(count({"hidden": True, "head": jnp.array([True, False, False])}, params))
+    7
     """
     if params is not None:
         mask = jax.tree.map(
@@ -314,7 +346,12 @@ def count(mask: PyTree, params: PyTree | None = None) -> jax.Array:
 
 
 def capacity(used: PyTree) -> jax.Array:
-    """Share of entries that are True, over all leaves, in [0, 1]."""
+    """Share of entries that are True, over all leaves, in [0, 1].
+
+    >>> used = {"hidden": jnp.array([True, False]), "head": jnp.array([True, True])}
+    >>> float(capacity(used))
+    0.75
+    """
     return count(used) / max(sum(leaf.size for leaf in jax.tree.leaves(used)), 1)
 
 

@@ -264,6 +264,14 @@ class Method(NamedTuple):
             a finished task; not traced. None where what a task left cannot be told apart.
         forget_statistics: `(statistics, task, kept, fresh) -> statistics`, likewise, of a network
             that keeps running statistics of its own for each task. None where it does not.
+
+    >>> method = Method(
+    ...     init=lambda key, params: (params, ()),
+    ...     trainable=lambda theta, state, task: {"hidden": task == 0, "head": True},
+    ... )
+    >>> theta, state = method.init(jax.random.key(0), {"hidden": 0.1, "head": 0.2})
+    >>> method.trainable(theta, state, 1)
+    {'hidden': False, 'head': True}
     """
 
     init: Init

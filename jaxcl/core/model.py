@@ -25,6 +25,10 @@ class Wiring(NamedTuple):
         groups: for the path of a grouped convolution's kernel, the number of groups G. Its input
             segments then span all inputs, G times the kernel's axis: output o reads slice
             o // (outputs / G).
+
+    >>> wiring = Wiring({"unit": 4}, {"head": (("unit", 1),)}, {"hidden": "unit"})
+    >>> wiring.gates, wiring.outputs["hidden"]
+    ({'unit': 4}, 'unit')
     """
 
     gates: Mapping[str, int]
@@ -76,6 +80,15 @@ class Model(NamedTuple):
         wiring: the table of gates, for the built-in models.
         frozen: `frozen(params, statistics, x) -> features`: the part of the network that does not
             change while a task trains, if there is one. `apply` then takes `features=` to save it.
+
+    >>> import jax.numpy as jnp
+    >>> model = Model(
+    ...     init=lambda key: ({"head": jax.random.normal(key, (3, 2))}, {}),
+    ...     apply=lambda params, statistics, x, **_: (x @ params["head"], statistics),
+    ... )
+    >>> params, statistics = model.init(jax.random.key(0))
+    >>> jax.eval_shape(model.apply, params, statistics, jnp.ones((5, 3)))[0].shape
+    (5, 2)
     """
 
     init: Callable[[jax.Array], tuple[PyTree, PyTree]]

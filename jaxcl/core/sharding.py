@@ -76,6 +76,11 @@ def bytes_per_device(tree: PyTree, shardings: PyTree) -> int:
     Args:
         tree: pytree of arrays, or of their shapes.
         shardings: a sharding for each, as from `by_path`.
+
+    >>> tree = {"up": jax.ShapeDtypeStruct((4, 8), jnp.float32)}
+    >>> mesh = jax.make_mesh((1,), ("model",))
+    >>> bytes_per_device(tree, by_path(tree, mesh, [("up", PartitionSpec("model"))]))
+    128
     """
     return sum(map(_bytes, jax.tree.leaves(tree), jax.tree.leaves(shardings)))
 
@@ -85,6 +90,10 @@ def zeros_like(leaf: jax.Array, dtype: Any) -> jax.Array:
 
     Under jit a constant lies anywhere, but what is computed from a leaf lies with it: no float is
     greater than itself, NaN included, which the compiler does not simplify as it does for integers.
+
+    >>> print(zeros_like(jnp.ones((2, 3)), jnp.int32))
+    [[0 0 0]
+     [0 0 0]]
     """
     leaf = jnp.real(leaf)
     leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf.astype(jnp.float32)
@@ -97,13 +106,20 @@ def like(value: jax.Array, leaf: jax.Array) -> jax.Array:
     Args:
         value: array whose last axes are those of the leaf.
         leaf: the leaf.
+
+    >>> like(jnp.ones((5, 2, 3)), jnp.ones((2, 3))).shape
+    (5, 2, 3)
     """
     mark = zeros_like(leaf, bool).reshape((1,) * (value.ndim - jnp.ndim(leaf)) + jnp.shape(leaf))
     return jnp.where(mark, jnp.ones((), value.dtype), value)  # a choice of two zeros is simplified
 
 
 def units_of(leaf: jax.Array) -> jax.Array:
-    """False for each unit along a leaf's last axis, and lies where that axis lies."""
+    """False for each unit along a leaf's last axis, and lies where that axis lies.
+
+    >>> units_of(jnp.ones((2, 3)))
+    Array([False, False, False], dtype=bool)
+    """
     return jnp.any(zeros_like(leaf, bool), axis=tuple(range(jnp.ndim(leaf) - 1)))
 
 
@@ -111,6 +127,12 @@ def placed(state: PyTree, params: PyTree) -> PyTree:
     """An optimizer's state whose leaves lie where their parameters lie.
 
     They are those that have the shape of a parameter and a path that ends with its path.
+
+    >>> import optax
+    >>> params = {"kernel": jnp.ones((2, 3))}
+    >>> state = placed(optax.sgd(0.1, momentum=0.9).init(params), params)
+    >>> state[0].trace["kernel"].sharding == params["kernel"].sharding
+    True
     """
     known = dict(leaves_with_keys(params))
 

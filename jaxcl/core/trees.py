@@ -13,7 +13,12 @@ PyTree = Any
 
 
 def keys_of(path: tuple) -> tuple[str, ...]:
-    """The keys of a JAX key path as strings."""
+    """The keys of a JAX key path as strings.
+
+    >>> (path, _), *_ = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 0.0}]})
+    >>> keys_of(path)
+    ('layers', '0', 'kernel')
+    """
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
@@ -35,7 +40,11 @@ def leaves_with_keys(tree: PyTree, is_leaf=None) -> list[tuple[tuple[str, ...], 
 
 
 def map_with_path(function: Callable, tree: PyTree, *rest: PyTree, is_leaf=None) -> PyTree:
-    """`jax.tree.map` whose function also gets each leaf's path as a string, first."""
+    """`jax.tree.map` whose function also gets each leaf's path as a string, first.
+
+    >>> map_with_path(lambda path, leaf: f"{path} is {leaf}", {"head": {"kernel": 0.5}})
+    {'head': {'kernel': 'head/kernel is 0.5'}}
+    """
     paths = iter(["/".join(keys) for keys, _ in leaves_with_keys(tree, is_leaf)])
     return jax.tree.map(
         lambda *leaves: function(next(paths), *leaves), tree, *rest, is_leaf=is_leaf
@@ -52,12 +61,22 @@ def leaves_by_path(tree: PyTree, is_leaf=None) -> dict[str, Any]:
 
 
 def path_str(path: tuple) -> str:
-    """A JAX key path as one string."""
+    """A JAX key path as one string.
+
+    >>> (path, _), *_ = jax.tree_util.tree_leaves_with_path({"layers": [{"kernel": 0.0}]})
+    >>> path_str(path)
+    'layers/0/kernel'
+    """
     return "/".join(keys_of(path))
 
 
 def size_bytes(tree: PyTree) -> int:
-    """Bytes that the arrays of a tree occupy."""
+    """Bytes that the arrays of a tree occupy.
+
+    >>> import numpy as np
+    >>> size_bytes({"kernel": np.ones((2, 3), np.float32)})
+    24
+    """
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 

@@ -23,7 +23,11 @@ _PARTS = ("train", "val", "test")
 
 class Split(NamedTuple):
     """Examples: `x` [N, ...] uint8, float32 or tokens, and their labels `y` [N] int32; or, for
-    regression, targets [N, D] float32."""
+    regression, targets [N, D] float32.
+
+    >>> Split(np.zeros((5, 2), np.uint8), np.zeros(5, np.int32)).x.shape
+    (5, 2)
+    """
 
     x: np.ndarray
     y: np.ndarray
@@ -32,7 +36,13 @@ class Split(NamedTuple):
 class Task(NamedTuple):
     """One task; its labels are 0 .. classes - 1, which the set that they are from calls `names`.
 
-    For regression `classes` is D, the number of outputs."""
+    For regression `classes` is D, the number of outputs.
+
+    >>> x, y = np.arange(24, dtype=np.uint8).reshape(12, 2), np.arange(12) % 2
+    >>> [task] = from_arrays("mine", [(x, y)]).tasks
+    >>> task.classes, len(task.train.y), len(task.test.y)
+    (2, 8, 2)
+    """
 
     train: Split
     val: Split
@@ -64,6 +74,11 @@ class Benchmark(NamedTuple):
     `provenance` says where the examples are from, `identifier` is what makes `load` give the same
     benchmark again ("" where it is made otherwise), and `left_out` names what is missing of it.
     `loss` and `metric` are those of `train.Setup`; None for the usual ones, of classes or targets.
+
+    >>> x, y = np.arange(24, dtype=np.uint8).reshape(12, 2), np.arange(12) % 2
+    >>> benchmark = from_arrays("mine", [(x, y), (x + 1, y)])
+    >>> len(benchmark.tasks), benchmark.shape, benchmark.scale
+    (2, (2,), 255.0)
     """
 
     name: str
@@ -95,7 +110,12 @@ def checksum(arrays: Sequence[np.ndarray]) -> str:
 
 
 def about(benchmark: Benchmark) -> dict[str, Any]:
-    """What settings and results say of the data: identifier, provenance and what is left out."""
+    """What settings and results say of the data: identifier, provenance and what is left out.
+
+    >>> x, y = np.arange(12, dtype=np.uint8).reshape(6, 2), [0, 0, 0, 1, 1, 1]
+    >>> [one["set"] for one in about(from_arrays("mine", [(x, y)]))["sets"]]
+    ['mine']
+    """
     return {
         "identifier": benchmark.identifier,
         "sets": [one._asdict() for one in benchmark.provenance],
@@ -107,6 +127,12 @@ def normalize(benchmark: Benchmark) -> Callable[[jax.Array], jax.Array]:
     """Returns the pure function x [B, ...] -> float32 [B, ...], (x / scale - mean) / std.
 
     Of tokens, integers of another type than uint8, it changes neither the values nor the type.
+
+    >>> x = np.array([[0, 255]] * 6, np.uint8)
+    >>> base = from_arrays("mine", [(x, [0, 0, 0, 1, 1, 1])], mean=0.5, std=0.5)
+    >>> print(normalize(base)(jnp.asarray(x[:2])))
+    [[-1.  1.]
+     [-1.  1.]]
     """
     constants = benchmark.mean, benchmark.std, benchmark.scale
     constants = [np.asarray(value, np.float32) for value in constants]
@@ -229,6 +255,11 @@ def check(benchmark: Benchmark) -> Benchmark:
     Raises:
         ValueError: a number of tasks, an array or a normalization that cannot be used, in one
             sentence that names the task and the split; or tokens with a normalization.
+
+    >>> split = Split(np.zeros((2, 3), np.float32), np.array([0, 7]))
+    >>> check(Benchmark("mine", (Task(split, split, split, 2),), 0.0, 1.0, (3,), 1.0))
+    Traceback (most recent call last):
+    ValueError: mine, task 0, train: label 7 in a task of 2 classes.
     """
     name, shape = benchmark.name, tuple(benchmark.shape)
     check_count(f"{name}: tasks", len(benchmark.tasks), MAX_TASKS)

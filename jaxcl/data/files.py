@@ -28,6 +28,12 @@ def npz(path: str | os.PathLike, *, seed: int = 0, validation: float | None = No
 
     Raises:
         ValueError: for a file that is no such archive, arrays that are missing, objects.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as where:
+    ...     np.savez(f"{where}/mine.npz", x=np.ones((20, 3), np.float32), y=np.arange(20) % 2)
+    ...     print(len(npz(f"{where}/mine.npz").tasks[0].train.x))
+    12
     """
     path = Path(path).expanduser()
     found = _arrays(path)
@@ -134,6 +140,15 @@ def folder(
         ValueError: for a folder without classes, an image that cannot be read or has another size
             than the first, or different classes in `train` and `test`; it names the file.
         ImportError: if pillow is missing.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as where:
+    ...     for i in range(20):
+    ...         (Path(where) / "ab"[i % 2]).mkdir(exist_ok=True)
+    ...         Image.new("L", (4, 4), i).save(f"{where}/{'ab'[i % 2]}/{i}.png")
+    ...     print(folder(where).tasks[0].names)
+    ('a', 'b')
     """
     path = Path(path).expanduser()
     if not path.is_dir():

@@ -50,6 +50,11 @@ def resized(benchmark: Benchmark, size: int) -> Benchmark:
 
     Raises:
         ValueError: if the examples are no images of bytes.
+
+    >>> from jaxcl.data import from_arrays
+    >>> x = np.zeros((10, 8, 8, 1), np.uint8)
+    >>> resized(from_arrays("mine", [(x, np.arange(10) % 2)]), 16).shape
+    (16, 16, 1)
     """
     check_count(f"{benchmark.name}: size", size, LARGEST)
     if benchmark.shape[:2] == (size, size):

@@ -56,6 +56,11 @@ def permuted(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
 
     The first task keeps the order. Channels (the last axis of an image) stay together. Task t does
     not depend on how many tasks there are. Every further task holds its own copy of the data.
+
+    >>> from jaxcl.data import from_arrays
+    >>> base = from_arrays("mine", [(np.arange(40).reshape(10, 4) % 4.0, np.arange(10) % 2)])
+    >>> [task.train.x[0].tolist() for task in permuted(base, 3).tasks]
+    [[0.0, 1.0, 2.0, 3.0], [3.0, 0.0, 2.0, 1.0], [2.0, 1.0, 0.0, 3.0]]
     """
     check_count(f"{benchmark.name}: tasks", tasks, MAX_TASKS)
     if len(benchmark.shape) == 1 and np.ndim(benchmark.mean) + np.ndim(benchmark.std) > 0:
@@ -83,6 +88,11 @@ def rotated(benchmark: Benchmark, tasks: int, seed: int = 0) -> Benchmark:
     Raises:
         ValueError: if the examples are no images [H, W, C].
 
+    >>> from jaxcl.data import from_arrays
+    >>> x, y = np.ones((10, 4, 4, 1), np.float32), np.arange(10) % 2
+    >>> [len(task.train.x) for task in rotated(from_arrays("mine", [(x, y)]), 3).tasks]
+    [6, 6, 6]
+
     Source: Lopez-Paz and Ranzato (2017), section 5.1.
     """
     from scipy import ndimage
@@ -107,6 +117,12 @@ def subsets(
         benchmarks: of one task each; images of one shape.
         tasks: number of all tasks, a multiple of the number of sets; None for five of each set.
         order: seed that shuffles the tasks; None leaves them set by set.
+
+    >>> from jaxcl.data import from_arrays
+    >>> x, y = np.ones((30, 4, 4, 1), np.uint8), np.arange(30) % 4
+    >>> sets = [from_arrays(name, [(x, y)]) for name in ("one", "two")]
+    >>> [task.classes for task in subsets(sets, 4).tasks]
+    [2, 2, 2, 2]
 
     Source: the ten tasks of CIFAR-10 and CIFAR-100 of Serra et al. (2018), section 4.2.
     """
@@ -135,6 +151,13 @@ def alphabets(
 
     Raises:
         ValueError: if the names have no groups, or fewer than `tasks`.
+
+    >>> from jaxcl.data import from_arrays
+    >>> base = from_arrays("mine", [(np.ones((40, 2), np.float32), np.arange(40) % 4)])
+    >>> names = ("Greek/alpha", "Greek/beta", "Latin/a", "Latin/b")
+    >>> base = base._replace(tasks=(base.tasks[0]._replace(names=names),))
+    >>> [task.names for task in alphabets(base).tasks]
+    [('Greek/alpha', 'Greek/beta'), ('Latin/a', 'Latin/b')]
     """
     base, where = only_task(benchmark), f"alphabets {benchmark.name}"
     groups: dict[str, list[int]] = {}
@@ -160,6 +183,13 @@ def mixture(
 
     Raises:
         ValueError: for images of different sizes, which `images.resized` brings to one.
+
+    >>> from jaxcl.data import from_arrays
+    >>> y = np.arange(10) % 2
+    >>> grey = from_arrays("grey", [(np.ones((10, 4, 4, 1), np.uint8), y)])
+    >>> colored = from_arrays("colored", [(np.ones((10, 4, 4, 3), np.uint8), y)])
+    >>> mixture([grey, colored]).shape
+    (4, 4, 3)
 
     Source: the eight sets of Serra et al. (2018), section 4.1, where they are at hand.
     """

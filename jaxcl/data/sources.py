@@ -15,7 +15,11 @@ from jaxcl.data.sequences import permuted, split
 
 
 def digits(*, seed: int = 0, flat: bool = True) -> Benchmark:
-    """scikit-learn's 1,797 digits, 0 to 16, [64] or [8, 8, 1]; train/val/test 60/20/20."""
+    """scikit-learn's 1,797 digits, 0 to 16, [64] or [8, 8, 1]; train/val/test 60/20/20.
+
+    >>> digits().shape, digits(flat=False).shape
+    ((64,), (8, 8, 1))
+    """
     sklearn = load_extra("sklearn")
     images, y = load_extra("sklearn.datasets").load_digits(return_X_y=True)
     x = images.astype(np.uint8).reshape(len(y), 8, 8, 1)
@@ -165,12 +169,20 @@ EIGHT = (
 
 
 def split_digits(tasks: int = 5, **options) -> Benchmark:
-    """`digits` split by class, two classes a task by default; its options."""
+    """`digits` split by class, two classes a task by default; its options.
+
+    >>> [task.names for task in split_digits().tasks]
+    [('0', '1'), ('2', '3'), ('4', '5'), ('6', '7'), ('8', '9')]
+    """
     return split(digits(**options), tasks)
 
 
 def permuted_digits(tasks: int = 6, *, seed: int = 0, **options) -> Benchmark:
-    """`digits` with permuted pixels; its options."""
+    """`digits` with permuted pixels; its options.
+
+    >>> len(permuted_digits(tasks=3).tasks)
+    3
+    """
     return permuted(digits(seed=seed, **options), tasks, seed)
 
 

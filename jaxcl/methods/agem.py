@@ -64,6 +64,11 @@ def agem(
     Raises:
         ValueError: as `er` does.
 
+    >>> import jaxcl
+    >>> method = agem(jaxcl.multihead(jaxcl.finetune(), tasks=5), memory=500, replay_batch=128)
+    >>> method.tasks, method.isolates
+    (5, False)
+
     Source: Chaudhry et al., Efficient lifelong learning with A-GEM (2019), Sec. 4.
     Differs: what protects the earlier tasks is the gradient, and not the step: momentum and
         adaptive optimizers, which the paper does not use, turn it again. The authors draw larger

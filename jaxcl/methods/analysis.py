@@ -217,6 +217,14 @@ def reuse(wiring: Wiring, params: PyTree, embeddings: Mapping[str, jax.Array]) -
         [tasks, tasks]: entry [i, j] is the share of task i's weights that are active in task j, in
         [0, 1]; row i is 0 if task i has no active weight.
 
+    >>> wiring = Wiring({"u": 2, "v": 2}, {"b": (("u", 1),)}, {"a": "u", "b": "v"})
+    >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}
+    >>> first, other = [1.0, 1.0], [1.0, -1.0]  # which has closed a unit of each layer
+    >>> embeddings = {"u": jnp.array([first, other]), "v": jnp.array([first, other])}
+    >>> print(reuse(wiring, params, embeddings))
+    [[1.   0.25]
+     [1.   1.  ]]
+
     Source: Serra et al., HAT (2018), Sec. 4.4.
     """
     shared = overlap(wiring, params, embeddings)
@@ -234,6 +242,13 @@ def compression(wiring: Wiring, params: PyTree, embeddings: Mapping[str, jax.Arr
 
     Returns:
         [tasks], in [0, 1]: active weights over all weights, counted as in `reuse`.
+
+    >>> wiring = Wiring({"u": 2, "v": 2}, {"b": (("u", 1),)}, {"a": "u", "b": "v"})
+    >>> params = {"a": jnp.ones((3, 2)), "b": jnp.ones((2, 2))}
+    >>> first, other = [1.0, 1.0], [1.0, -1.0]  # which has closed a unit of each layer
+    >>> embeddings = {"u": jnp.array([first, other]), "v": jnp.array([first, other])}
+    >>> print(compression(wiring, params, embeddings))
+    [1.   0.25]
 
     Source: Serra et al., HAT (2018), Sec. 4.4.
     """

@@ -127,6 +127,13 @@ def cpg(
         ValueError: for settings out of range, a network that does not grow unit by unit, or heads
             that are not each task's own.
 
+    >>> import jaxcl
+    >>> heads, model = "head|bias", jaxcl.models.mlp(4, (8,), 2)
+    >>> start = {gate: 4 for gate in model.wiring.gates}
+    >>> base = jaxcl.multihead(jaxcl.finetune(), 3, heads)
+    >>> cpg(base, model.wiring, start, heads=heads).isolates
+    True
+
     Source: Hung et al., Compacting, Picking and Growing (2019); masks from 0.01 with threshold
         0.005 and a straight-through gradient, ranking together with the free weights, and the cubic
         schedule as in the authors' code.

@@ -129,6 +129,13 @@ def den(
         ValueError: for settings out of range, a network that does not grow unit by unit, or heads
             that are not each task's own.
 
+    >>> import jaxcl
+    >>> model = jaxcl.models.mlp(4, (8,), 2)
+    >>> start = {gate: 4 for gate in model.wiring.gates}
+    >>> method = den(jaxcl.multihead(jaxcl.finetune(), 3), model.wiring, start)
+    >>> [phase.name for phase in method.phases]
+    ['train', 'select', 'expand', 'pull', 'split']
+
     Source: Yoon et al., Lifelong Learning with Dynamically Expandable Networks (2018), Sec. 3, and
         the numbers of the authors' code. L1 and group lasso are proximal steps after the optimizer
         with fixed thresholds, which the step size does not scale; squares have no factor 1/2, so

@@ -77,6 +77,11 @@ def der(
         ValueError: for settings out of range, or a base method that isolates tasks or has a memory
             or an auxiliary loss of its own.
 
+    >>> import jaxcl
+    >>> method = der(jaxcl.multihead(jaxcl.finetune(), tasks=5), memory=500, alpha=0.1)
+    >>> method.tasks, method.isolates
+    (5, False)
+
     Source: Buzzega et al., Dark experience for general continual learning (2020); the order
         of events, draw, step and storing, is mammoth's.
     Differs: the paper's squared norm is larger than the mean, mammoth's, by the number of logits.
@@ -112,6 +117,11 @@ def derpp(
 
     Raises:
         ValueError: as `der` does.
+
+    >>> import jaxcl
+    >>> method = derpp(jaxcl.multihead(jaxcl.finetune(), tasks=5), memory=500, alpha=0.1, beta=0.5)
+    >>> method.tasks, method.isolates
+    (5, False)
 
     Source: as `der`; mammoth for the two draws.
     Differs: as `der`. Avalanche draws once for both terms, from a memory that is filled after each

@@ -60,6 +60,11 @@ def er(
         ValueError: for settings out of range, or a base method that isolates tasks or has a memory
             of its own; and at the start if the memory is too small for its policy.
 
+    >>> import jaxcl
+    >>> method = er(jaxcl.multihead(jaxcl.finetune(), tasks=5), memory=500)
+    >>> method.tasks, method.isolates
+    (5, False)
+
     Source: Chaudhry et al., On tiny episodic memories in continual learning (2019); the order of
         events, draw, step and storing, is mammoth's.
     Differs: the reservoir is exact, where the code of agem draws a slot from one too few; rows are

@@ -89,6 +89,13 @@ def expandnet(
         ValueError: for settings out of range, a network that does not grow unit by unit, or heads
             that are not each task's own.
 
+    >>> import jaxcl
+    >>> model = jaxcl.models.mlp(4, (8,), 2)
+    >>> start = {gate: 4 for gate in model.wiring.gates}
+    >>> base = jaxcl.multihead(jaxcl.finetune(), 3)
+    >>> expandnet(base, model.wiring, start, units=2).isolates
+    True
+
     Source: none. The name has no paper in continual learning; this is the simplest method of its
         kind, defined here. The stamps are those of DEN (Yoon et al., 2018), without its retraining
         of old units; growing by a goal is as in CPG (Hung et al., 2019).

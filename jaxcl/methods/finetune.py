@@ -10,6 +10,10 @@ def finetune() -> Method:
 
     Trained on the data of all tasks so far, it is joint training, the upper reference. No weight
     is one task's alone but its head, which is what `forget_task` finds to take out.
+
+    >>> import jaxcl
+    >>> finetune().isolates, jaxcl.multihead(finetune(), tasks=5).tasks
+    (False, 5)
     """
 
     def forget_task(theta, state, memory, task, kept, fresh):

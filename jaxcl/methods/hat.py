@@ -82,6 +82,9 @@ def gate(embedding, s, s_max, gradient="original"):
     Raises:
         ValueError: for an unknown `gradient`.
 
+    >>> print(gate(jnp.array([-1.0, 0.0, 1.0]), s=10.0, s_max=400.0).round(3))
+    [0.  0.5 1. ]
+
     Source: HAT (2018), Sec. 2.5; compensation and clip at 50 as in the authors' `hat.py`.
     """
     check_choice("gate: gradient", gradient, GRADIENTS)
@@ -169,6 +172,14 @@ def hat(
     Raises:
         ValueError: for settings out of range, and at `init` if the wiring does not fit the
             parameters.
+
+    >>> import jaxcl
+    >>> model = jaxcl.models.mlp(4, (8, 6), 2)
+    >>> method = hat(model.wiring, tasks=3, hard=True)
+    >>> params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    >>> theta, state = jax.eval_shape(method.init, jax.random.key(0), params)
+    >>> {gate: embedding.shape for gate, embedding in theta["embeddings"].items()}
+    {'layer0': (3, 8), 'layer1': (3, 6)}
 
     Source: Serra et al., HAT (2018), Eqs. 1 to 5; authors' code for evaluation with s_max.
     Differs: the factor scales the optimizer's update, not only the gradient, so that it also

@@ -77,6 +77,11 @@ def lwf(
     Raises:
         ValueError: for settings out of range, or a base method with terms of its own.
 
+    >>> import jaxcl
+    >>> method = lwf(jaxcl.multihead(jaxcl.finetune(), tasks=5), strength=1.0, temperature=2.0)
+    >>> method.tasks, method.isolates
+    (5, False)
+
     Source: Li and Hoiem, LwF (2016), with T = 2. "sum" is GMvandeVen's (k - 1) times the mean.
     Differs: the new head is not trained alone first. In the scenario "class", GMvandeVen lets new
         classes take part in the network's softmax (not in the teacher's).

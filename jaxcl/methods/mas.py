@@ -71,6 +71,13 @@ def mas(
         ValueError: for settings out of range, a base method that consolidates itself; and at
             `init` if `heads` leaves nothing to protect.
 
+    >>> import jaxcl
+    >>> params = {"head": jnp.ones((4, 2)), "layer": jnp.ones((3, 4))}
+    >>> method = mas(jaxcl.multihead(jaxcl.finetune(), tasks=5), strength=0.5)
+    >>> theta, state = jax.eval_shape(method.init, jax.random.key(0), params)
+    >>> sorted(state.importance)
+    ['layer']
+
     Source: Aljundi et al., MAS (2018); the sum over tasks as in the authors' code.
         `accumulate="average"` is Avalanche's and FACIL's, with their alpha of 0.5.
     Differs: one gradient an example, where the authors' code does so for batches of one alone. No

@@ -59,6 +59,11 @@ class PackNetState(NamedTuple):
         owner: for each prunable leaf, by path, a uint8 array of its shape: 0 is free, k belongs to
             the k-th task. Task k sees `0 < owner <= k`, so this one array holds every task's mask.
         spare: values from which claimed weights start, for `reinit_free="random"`; else empty.
+
+    >>> owner = jnp.array([[0, 1, 2]], jnp.uint8)  # free, the first task's, the second one's
+    >>> state = PackNetState({"layer": owner}, {})
+    >>> print((state.owner["layer"] > 0) & (state.owner["layer"] <= 1))  # what the first task sees
+    [[False  True False]]
     """
 
     owner: dict[str, jax.Array]
@@ -113,6 +118,12 @@ def packnet(
     Raises:
         ValueError: for settings out of range; and at `init` if no leaf is prunable, or if some task
             would find no free weight.
+
+    >>> params = {"layer": jnp.ones((4, 6)), "head": jnp.ones((6, 2))}
+    >>> method = packnet(tasks=3)
+    >>> theta, state = jax.eval_shape(method.init, jax.random.key(0), params)
+    >>> {path: owner.dtype.name for path, owner in state.owner.items()}
+    {'layer': 'uint8'}
 
     Source: Mallya and Lazebnik, PackNet (2018), Sec. 3; the order of events is that of the
         authors' code. `"equal"` is (T - k) / (T - k + 1) for the k-th of T tasks.
@@ -248,6 +259,10 @@ def ledger(state: PackNetState, tasks: int) -> dict[str, jax.Array]:
     Returns:
         For each prunable leaf, by path, an int array [tasks + 1]: the free weights, then those of
         the first task, and so on. They add up to the leaf's size.
+
+    >>> owner = jnp.array([[0, 1, 1], [0, 2, 0]], jnp.uint8)
+    >>> ledger(PackNetState({"layer": owner}, {}), tasks=2)["layer"]
+    Array([3, 2, 1], dtype=int32)
     """
     return {
         path: jnp.bincount(owner.ravel(), length=tasks + 1) for path, owner in state.owner.items()

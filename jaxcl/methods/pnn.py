@@ -86,6 +86,14 @@ def pnn(
     Raises:
         ValueError: for settings out of range, or a model that shows no layers to connect.
 
+    >>> import jaxcl
+    >>> model = jaxcl.models.mlp(4, (8, 6), 2)
+    >>> method, network = pnn(model, tasks=3)
+    >>> params, _ = jax.eval_shape(model.init, jax.random.key(0))
+    >>> theta, state = jax.eval_shape(method.init, jax.random.key(0), params)
+    >>> sorted(theta)
+    ['column', 'laterals']
+
     Source: Rusu et al., Progressive Neural Networks (2016), Sec. 2: Eq. 1 (linear) and Eq. 2
         (adapter). V has the width of the equation, not of the text.
     Differs: laterals carry no bias of their own beside the projection's.

@@ -60,6 +60,13 @@ def si(
         ValueError: for settings out of range, a base method that consolidates itself; and at
             `init` if `heads` leaves nothing to protect.
 
+    >>> import jaxcl
+    >>> params = {"head": jnp.ones((4, 2)), "layer": jnp.ones((3, 4))}
+    >>> method = si(jaxcl.multihead(jaxcl.finetune(), tasks=5), strength=0.5)
+    >>> theta, state = jax.eval_shape(method.init, jax.random.key(0), params)
+    >>> sorted(state.importance)
+    ['layer']
+
     Source: Zenke et al., SI (2017); the relu and the unregularized gradient as in the
         authors' pathint. `rectify="task"` is agem's.
     Differs: heads are left out. No factor 1/2, as in pathint; Avalanche's has one, so needs twice

@@ -138,6 +138,12 @@ def option(
 ) -> Any:
     """A field of an options dataclass: its default, its range, whether it can be swept, and the
     values among which a search chooses where nothing else is said.
+
+    >>> @dataclasses.dataclass(frozen=True)
+    ... class Mine:
+    ...     strength: float = option(1.0, least=0, sweep=True)
+    >>> Mine().strength
+    1.0
     """
     limits = {"above": above, "least": least, "most": most}
     limits = {name: value for name, value in limits.items() if value is not None}

@@ -302,6 +302,13 @@ def from_linen(
         ValueError: if `module` is no linen module, or its call needs more than x and these flags;
             and from `apply`, if the module draws random numbers and there is no key, or sows into
             a collection other than "intermediates".
+
+    >>> import jax
+    >>> from flax import linen
+    >>> model = from_linen(linen.Dense(2), jnp.ones((1, 3)))
+    >>> params, statistics = jax.eval_shape(model.init, jax.random.key(0))
+    >>> params["kernel"].shape, statistics
+    ((3, 2), {})
     """
     if not isinstance(module, nn.Module):
         raise ValueError(f"from_linen: expected a flax.linen.Module, not {module!r}.")
@@ -364,6 +371,12 @@ def from_function(apply: Callable[[PyTree, jax.Array], jax.Array], params: Any) 
 
     Raises:
         ValueError: if `apply` cannot be called.
+
+    >>> import jax
+    >>> model = from_function(lambda params, x: x @ params, jnp.ones((3, 2)))
+    >>> params, statistics = model.init(jax.random.key(0))
+    >>> model.apply(params, statistics, jnp.ones((5, 3)))[0].shape
+    (5, 2)
     """
     if not callable(apply):
         raise ValueError(f"from_function: expected a function `apply(params, x)`, not {apply!r}.")

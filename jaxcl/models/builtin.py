@@ -36,6 +36,10 @@ def alexnet(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) ->
     Raises:
         ValueError: if the images are too small, a width is below 1, a rate is outside [0, 1), or
             `init` is unknown.
+
+    >>> model = alexnet((32, 32, 3), classes=10)
+    >>> parameter_count(jax.eval_shape(model.init, jax.random.key(0))[0])
+    6524362
     """
     return as_model(partial(AlexNetLike, shape, classes, **options))
 
@@ -45,6 +49,10 @@ def resnet18(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -
 
     Raises:
         ValueError: if a width is below 1 or `init` is unknown.
+
+    >>> model = resnet18((32, 32, 3), classes=10)
+    >>> parameter_count(jax.eval_shape(model.init, jax.random.key(0))[0])
+    11173962
     """
     return as_model(partial(ResNet18, shape, classes, **options))
 
@@ -55,12 +63,21 @@ def vgg16(shape: Sequence[int] = (32, 32, 3), classes: int = 10, **options) -> M
     Raises:
         ValueError: if the images are below 32 x 32, a width is below 1, a rate is outside [0, 1),
             or `init` is unknown.
+
+    >>> model = vgg16((32, 32, 3), classes=10)
+    >>> parameter_count(jax.eval_shape(model.init, jax.random.key(0))[0])
+    15249354
     """
     return as_model(partial(VGG16, shape, classes, **options))
 
 
 def parameter_count(params: Any) -> int:
-    """Number of entries of a pytree of arrays, or of their shapes from `jax.eval_shape`."""
+    """Number of entries of a pytree of arrays, or of their shapes from `jax.eval_shape`.
+
+    >>> import numpy as np
+    >>> parameter_count({"kernel": np.ones((3, 4)), "bias": np.ones(4)})
+    16
+    """
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
@@ -73,6 +90,11 @@ class MLP(Chain):
         classes: width of the head.
         dropout: dropout rate of the hidden layers.
         **options: input_dropout, init, dtype and rngs; see Chain.
+
+    >>> from flax import nnx
+    >>> import jax.numpy as jnp
+    >>> MLP(4, (8,), 3, rngs=nnx.Rngs(0))(jnp.ones((5, 4))).shape
+    (5, 3)
     """
 
     def __init__(

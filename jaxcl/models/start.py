@@ -25,6 +25,15 @@ def read_weights(path: str | Path) -> Mapping[str, np.ndarray]:
 
     Raises:
         ValueError: if there is no such file, or it holds something else than arrays of numbers.
+
+    >>> import tempfile
+    >>> import numpy as np
+    >>> with tempfile.TemporaryDirectory() as where:
+    ...     np.savez(f"{where}/weights.npz", **{"head/kernel": np.ones((3, 2))})
+    ...     print(dict(read_weights(f"{where}/weights.npz")))
+    {'head/kernel': array([[1., 1.],
+           [1., 1.],
+           [1., 1.]])}
     """
     file = Path(path).expanduser()
     return _read(file, file.stat().st_mtime_ns if file.is_file() else 0)

@@ -31,6 +31,7 @@ class Chart(NamedTuple):
         words: how it is read, and for those who do not see it.
         spec: for Vega-Lite, without data.
         controls: for each signal that can be chosen, its values and what they are called.
+        scenario: of whose rows it is, on a page of several; part of its element's name.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Chart(NamedTuple):
     words: str
     spec: dict[str, Any]
     controls: Mapping[str, list[tuple[Any, str]]] = {}
+    scenario: str = ""
 
 
 def datasets(results: Results) -> dict[str, Rows]:

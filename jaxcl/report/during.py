@@ -76,9 +76,6 @@ def anytime_accuracy(during) -> np.ndarray:
     >>> during = [[[0.1, np.nan], [0.9, np.nan]], [[0.9, 0.2], [0.8, 0.7]]]
     >>> round(float(anytime_accuracy(during)), 6)  # (0.9 + (0.8 + 0.7) / 2) / 2
     0.825
-
-    Source: Caccia et al. 2022 (new insights on reducing abrupt representation change), average
-    anytime accuracy.
     """
     found = _checked(during)[..., 1:, :]
     tasks = found.shape[-1]

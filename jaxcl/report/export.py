@@ -32,6 +32,12 @@ def records(results: Results | Mapping[str, Any], what: str = "table") -> list[d
 
     Raises:
         ValueError: for something else, or results that do not fit together.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> records(study, "accuracy")[-1]
+    {'method': 'mine', 'seed': 0, 'trained': 2, 'tested': 2, 'accuracy': 0.9}
     """
     check_choice("what", what, tuple(_RECORDS))
     return _RECORDS[what](as_results(results))
@@ -122,6 +128,12 @@ def to_csv(results: Results | Mapping[str, Any], what: str = "table") -> str:
 
     Raises:
         ValueError: as `records` does.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> print(to_csv(study, "accuracy").splitlines()[-1])
+    mine,0,2,2,0.9
     """
     rows = records(results, what)
     out = io.StringIO()
@@ -142,6 +154,12 @@ def to_pandas(results: Results | Mapping[str, Any], what: str = "table") -> "Dat
     Raises:
         ValueError: as `records` does.
         ImportError: if pandas is not installed.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> to_pandas(study, "accuracy").shape
+    (4, 5)
     """
     pandas = load_extra("pandas", install("report"))
     return pandas.DataFrame.from_records(records(results, what))
@@ -152,6 +170,12 @@ def to_latex(results: Results | Mapping[str, Any]) -> str:
 
     In bold: the best accuracy and the least forgetting, and those whose paired difference from it
     has a 95% interval that contains zero. References that see all tasks at once take no part.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> to_latex(study).count("toprule")
+    1
     """
     results = as_results(results)
     top = {measure: best(results, measure) for measure in ("accuracy", "forgetting")}

@@ -55,11 +55,11 @@ def _row(row: Row, top: Mapping[str, set[str]]) -> list[str]:
     ]
 
 
-def interval(value: Interval | None, bold: bool = False) -> str:
-    """A cell with a mean and its half width."""
+def interval(value: Interval | None, bold: bool = False, mark: str = "") -> str:
+    """A cell with a mean and its half width, and the mark of a note."""
     if value is None or not np.isfinite(value.mean):
-        return number(None, "-")
-    said = escape(text.plus_minus(value))
+        return number(None, f"-{mark}")
+    said = escape(text.plus_minus(value) + mark)
     cell = number(value.mean, f"<strong>{said}</strong>" if bold else said)
     return cell.replace("<td", '<td class="best"', 1) if bold else cell
 
@@ -67,6 +67,21 @@ def interval(value: Interval | None, bold: bool = False) -> str:
 def number(value: float | None, said: str) -> str:
     """A cell with what it says, and the number by which it is sorted."""
     return f'<td data-value="{"" if value is None else repr(float(value))}">{said}</td>'
+
+
+def head(name: str) -> str:
+    """The cell that names a row."""
+    return f'<th scope="row">{escape(name)}</th>'
+
+
+def scroll(table: str, tall: bool = False) -> str:
+    """A table in a frame within which it scrolls."""
+    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0">{table}</div>'
+
+
+def section(name: str, title: str, *parts: str) -> str:
+    """A part of a page, with its heading."""
+    return f'<section id="{name}"><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
 
 
 def grid(header: Sequence[str], rows: Sequence[Sequence[str]], kind: str) -> str:

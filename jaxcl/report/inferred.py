@@ -13,6 +13,8 @@ from jaxcl.report.metrics import Interval
 from jaxcl.report.reading import numbers
 from jaxcl.report.results import interval, shown_of
 
+FILES = ("inferred.json", "confusion.svg", "confusion.png")
+
 
 class Inferred(NamedTuple):
     """One method and one rule by which the task is chosen; means over seeds and their intervals.
@@ -20,6 +22,7 @@ class Inferred(NamedTuple):
     Attributes:
         method: its name.
         rule: the rule's.
+        of: the numbers of seeds and of tasks that were measured.
         told: accuracy where the task is told.
         right: accuracy where it is inferred, task and class.
         classes: likewise, the class alone.
@@ -28,6 +31,7 @@ class Inferred(NamedTuple):
 
     method: str
     rule: str
+    of: tuple[int, int]
     told: Interval
     right: Interval
     classes: Interval
@@ -54,18 +58,32 @@ def read_inferred(folder: Path) -> list[Inferred]:
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from None
 
 
+def remove_inferred(folder: Path) -> bool:
+    """Removes what `jaxcl infer` wrote, once the networks are no longer those it measured.
+
+    Returns:
+        Whether there was anything.
+    """
+    there = [folder / name for name in FILES if (folder / name).exists()]
+    for path in there:
+        path.unlink()
+    return bool(there)
+
+
 def _inferred(name: str, rule: str, content: Mapping) -> Inferred:
     seeds, tasks = len(content["told"]), len(content["told"][0])
 
     def read(key: str, *shape: int) -> np.ndarray:
         return numbers(f"{name}/{rule}/{key}", content[key], (shape,), str(shape), most=1)
 
-    told, both, classes = (
-        interval(read(key, seeds, tasks).mean(axis=1)) for key in ("told", "inferred", "classes")
-    )
-    confusion = read("confusion", seeds, tasks, tasks)
-    right = np.diagonal(confusion, axis1=1, axis2=2).mean(axis=1)
-    return Inferred(name, rule, told, both, classes, interval(right))
+    def over(shares: np.ndarray) -> Interval:
+        """Of the seeds that did not diverge, if there are any."""
+        means = shares.mean(axis=1)
+        return interval(means[np.isfinite(means)] if np.isfinite(means).any() else means)
+
+    told, both, classes = (over(read(key, seeds, tasks)) for key in ("told", "inferred", "classes"))
+    right = over(np.diagonal(read("confusion", seeds, tasks, tasks), axis1=1, axis2=2))
+    return Inferred(name, rule, (seeds, tasks), told, both, classes, right)
 
 
 def table(found: list[Inferred]) -> str:
@@ -75,7 +93,7 @@ def table(found: list[Inferred]) -> str:
         [
             f'<th scope="row">{escape(shown_of(one.method).label)}</th>',
             f'<td class="left">{escape(one.rule)}</td>',
-            *map(html.interval, one[2:]),
+            *map(html.interval, one[3:]),
         ]
         for one in found
     ]

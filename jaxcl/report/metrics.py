@@ -37,7 +37,11 @@ __all__ = [
 
 
 class Interval(NamedTuple):
-    """A mean and its uncertainty: `mean - half_width` to `mean + half_width`."""
+    """A mean and its uncertainty: `mean - half_width` to `mean + half_width`.
+
+    >>> Interval(0.9, 0.02).mean
+    0.9
+    """
 
     mean: Any
     half_width: Any

@@ -16,12 +16,13 @@ const datasets = Object.fromEntries(
 datasets.sequence = sequence(datasets.cells ?? []);
 
 // What single seeds reach on each task once it is trained, and on average on those so far (task 0).
+// A page of several scenarios names them in each row.
 function sequence(cells) {
   const seen = cells.filter(({ task, after }) => task <= after);
   const groups = new Map();
-  for (const { method, seed, after, accuracy } of seen) {
-    const key = JSON.stringify([method, seed, after]);
-    const group = groups.get(key) ?? { method, seed, after, task: 0, count: 0, accuracy: 0 };
+  for (const { scenario, method, seed, after, accuracy } of seen) {
+    const key = JSON.stringify([scenario, method, seed, after]);
+    const group = groups.get(key) ?? { scenario, method, seed, after, task: 0, count: 0, accuracy: 0 };
     groups.set(key, { ...group, count: group.count + 1, accuracy: group.accuracy + accuracy });
   }
   const whole = [...groups.values()].filter(({ count, after }) => count === after);
@@ -63,17 +64,19 @@ const options = {
 };
 
 async function draw(chart) {
-  const element = document.getElementById(chart.name);
+  const [id, title] = chart.scenario
+    ? [`${chart.name}-${chart.scenario}`, `${chart.title} (${chart.scenario})`] : [chart.name, chart.title];
+  const element = document.getElementById(id);
   const names = new Set(JSON.stringify(chart.spec).match(/"data":\{"name":"(\w+)"/g) || []);
   const used = Object.keys(datasets).filter((name) => names.has(`"data":{"name":"${name}"`));
   const spec = colored({
     ...chart.spec, width: "container", autosize: { type: "fit-x", contains: "padding" }, config,
-    description: `${chart.title}. ${chart.words}`,
+    description: `${title}. ${chart.words}`,
   });
   spec.datasets = Object.fromEntries(used.map((name) => [name, datasets[name]]));
-  views.get(chart.name)?.finalize();
+  views.get(id)?.finalize();
   const { view } = await vegaEmbed(element, spec, options);
-  views.set(chart.name, view);
+  views.set(id, view);
   set(view, "hidden", [...hidden]);
   for (const [name, value] of Object.entries(signals)) set(view, name, value);
   await view.runAsync();

@@ -35,6 +35,9 @@ class Pair(NamedTuple):
         seeds: number of seeds that both have.
         p: of the paired t-test, two-sided; nan below two seeds.
         adjusted: by Holm's correction over all pairs.
+
+    >>> Pair("a", "b", Interval(0.1, 0.02), 5, 0.001, 0.001).significant
+    True
     """
 
     first: str
@@ -62,6 +65,13 @@ def pairs(results: Results | Mapping[str, Any], measure: str = "accuracy") -> li
 
     Raises:
         ValueError: for another measure, or results that do not fit together.
+
+    >>> one = {"parameters": 10, "extra_bytes": 0, "seconds": 1.5, "compilations": 1}
+    >>> methods = {"a": one | {"accuracy": [[[0.9]], [[0.8]]]}}
+    >>> methods |= {"b": one | {"accuracy": [[[0.7]], [[0.7]]]}}
+    >>> [pair] = pairs({"benchmark": "digits", "tasks": 1, "seeds": [0, 1], "methods": methods})
+    >>> pair.first, pair.second, round(pair.difference.mean, 3), pair.seeds
+    ('a', 'b', 0.15, 2)
     """
     check_choice("measure", measure, tuple(MEASURES))
     methods = {
@@ -131,7 +141,15 @@ def holm(values: Sequence[float]) -> list[float]:
 
 
 def markdown(results: Results | Mapping[str, Any]) -> str:
-    """All pairs as a table in Markdown; empty where no two methods share two seeds."""
+    """All pairs as a table in Markdown; empty where no two methods share two seeds.
+
+    >>> one = {"parameters": 10, "extra_bytes": 0, "seconds": 1.5, "compilations": 1}
+    >>> methods = {"a": one | {"accuracy": [[[0.9]], [[0.8]]]}}
+    >>> methods |= {"b": one | {"accuracy": [[[0.7]], [[0.7]]]}}
+    >>> page = markdown({"benchmark": "digits", "tasks": 1, "seeds": [0, 1], "methods": methods})
+    >>> print(page.splitlines()[4])
+    | a | b | +15.0 ± 63.5 | 0.205 | 0.205 | no |
+    """
     results = as_results(results)
     compared = [pair for pair in pairs(results) if pair.seeds > 1]
     if not compared:
@@ -155,14 +173,21 @@ def markdown(results: Results | Mapping[str, Any]) -> str:
     )
 
 
-def note(compared: Sequence[Pair]) -> str:
-    """Which test this is."""
-    seeds = sorted({pair.seeds for pair in compared})
+def note(*compared: Sequence[Pair]) -> str:
+    """Which test this is; pairs of several scenarios are corrected in each by itself.
+
+    >>> pair = Pair("a", "b", Interval(0.1, 0.02), 5, 0.001, 0.001)
+    >>> note([pair]).split(";")[0]
+    'Mean difference and half width of its 95% interval'
+    """
+    seeds = sorted({pair.seeds for each in compared for pair in each})
+    counts = text.listed([str(len(each)) for each in compared])
+    pairs = text.counted(len(compared[0]), "pair") if len(compared) == 1 else f"{counts} pairs"
     shared = text.counted(seeds[-1], "shared seed")
     shared = shared if len(seeds) == 1 else f"{seeds[0]} to {shared}"
     return (
         f"Mean difference and half width of its 95% interval; two-sided paired t-tests over "
-        f"{shared}, with Holm's correction for {text.counted(len(compared), 'pair')}. A difference "
+        f"{shared}, with Holm's correction for {pairs}. A difference "
         f"is called significant where the corrected p is below 0.05."
     )
 
@@ -173,6 +198,11 @@ def best(results: Results | Mapping[str, Any], measure: str = "accuracy") -> set
     These are the methods whose paired difference from the best has an interval that contains zero,
     without a correction. References that are trained on all tasks at once take no part. With one
     seed it is the best alone, and those that are equal to it.
+
+    >>> one = {"parameters": 10, "extra_bytes": 0, "seconds": 1.5, "compilations": 1}
+    >>> methods = {"a": one | {"accuracy": [[[0.9]]]}, "b": one | {"accuracy": [[[0.7]]]}}
+    >>> best({"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": methods})
+    {'a'}
     """
     results = as_results(results)
     of, sign = MEASURES[measure], -1 if measure == "forgetting" else 1

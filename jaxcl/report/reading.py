@@ -20,6 +20,15 @@ def read(path: str | Path) -> Results:
     Raises:
         ValueError: if there is no such file, or it holds something else.
         OSError: if it cannot be read.
+
+    >>> import tempfile
+    >>> mine = {"accuracy": [[[0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": {"mine": mine}}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = (Path(folder) / "results.json").write_text(json.dumps(study))
+    ...     print(read(folder).methods["mine"].accuracy)
+    [[[0.9]]]
     """
     path = Path(path)
     file = path / "results.json" if path.is_dir() else path

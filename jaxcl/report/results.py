@@ -25,7 +25,11 @@ AT_CHANCE = 0.1  # of the way from chance to perfect, below which a method has l
 
 
 class Shown(NamedTuple):
-    """How a method appears in tables, plots and sentences; see the Spec's fields."""
+    """How a method appears in tables, plots and sentences; see the Spec's fields.
+
+    >>> Shown("Mine", "my method", "#3f8f9e").role
+    'method'
+    """
 
     label: str
     words: str
@@ -57,6 +61,11 @@ class MethodResults(NamedTuple):
             if that was not asked for; the setting `evaluate_every` is the points' distance.
         inferred: the rule by which the task was inferred, of a method that was told it in training
             and is measured without; None where the method trained as it is measured.
+
+    >>> accuracy = np.array([[[0.9, np.nan], [0.8, 0.9]]])  # [seeds, tasks, tasks]
+    >>> mine = MethodResults(accuracy, {}, 10, 0, 1.5, 1, [None], Shown("Mine", "mine"))
+    >>> mine.accuracy[0, 1]
+    array([0.8, 0.9])
     """
 
     accuracy: np.ndarray
@@ -84,6 +93,12 @@ class Results(NamedTuple):
         chance: mean accuracy of guessing; None if it is not known.
 
     In a notebook it shows itself as the sentence and the table.
+
+    >>> accuracy = np.array([[[0.9, np.nan], [0.8, 0.9]]])  # [seeds, tasks, tasks]
+    >>> mine = MethodResults(accuracy, {}, 10, 0, 1.5, 1, [None], Shown("Mine", "mine"))
+    >>> results = Results("digits", 2, [0], {}, {"mine": mine})
+    >>> print(results.sentence())
+    On one seed, mine forgets 10.0 points on average and ends at 85.0% accuracy.
     """
 
     benchmark: str
@@ -237,6 +252,13 @@ def summary(results: Results | Mapping[str, Any]) -> list[Row]:
 
     Raises:
         ValueError: if there is no method, or an array does not fit the tasks and seeds.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> [row] = summary(study)
+    >>> round(row.accuracy.mean, 3), round(row.forgetting.mean, 3)
+    (0.85, 0.1)
     """
     results = as_results(results)
     return [_row(name, method, results.chance) for name, method in results.methods.items()]

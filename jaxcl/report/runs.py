@@ -12,6 +12,8 @@ from jaxcl.report.reading import read
 from jaxcl.report.results import Results
 from jaxcl.study import checkpoint
 
+SCENARIOS = ("task", "domain", "class")
+
 
 class Run(NamedTuple):
     """A run of `compare`, finished or not.
@@ -24,7 +26,9 @@ class Run(NamedTuple):
         devices: what it ran on.
         results: None while it is not finished.
         done: for each method, the number of tasks that have a checkpoint.
-        inferred: what `jaxcl infer` has measured, if it has.
+        inferred: what `jaxcl infer` has measured of the networks that are there.
+        outdated: it has measured those of fewer seeds or tasks, which `inferred` leaves out.
+        folder: where it is.
     """
 
     name: str
@@ -35,6 +39,8 @@ class Run(NamedTuple):
     results: Results | None
     done: dict[str, int]
     inferred: list[Inferred]
+    outdated: bool
+    folder: Path
 
 
 def open_run(folder: str | Path) -> Run:
@@ -49,6 +55,9 @@ def open_run(folder: str | Path) -> Run:
     if "methods" not in settings:
         raise ValueError(f"{folder} holds a sweep; only comparisons can be read.")
     results = read(folder) if (folder / "results.json").exists() else None
+    done = {name: _done(folder / "checkpoints" / name) for name in _names(settings)}
+    measured = read_inferred(folder)
+    current = [one for one in measured if one.of == _extent(settings, results, done, one.method)]
     return Run(
         folder.resolve().name,
         str(about.get("command", "")),
@@ -56,9 +65,42 @@ def open_run(folder: str | Path) -> Run:
         about["versions"] if isinstance(about.get("versions"), dict) else {},
         [str(device) for device in about.get("devices") or []],
         results,
-        {name: _done(folder / "checkpoints" / name) for name in map(str, settings["methods"])},
-        read_inferred(folder),
+        done,
+        current,
+        len(current) < len(measured),
+        folder,
     )
+
+
+def _extent(
+    settings: Mapping[str, Any], results: Results | None, done: Mapping[str, int], method: str
+) -> tuple[int, int]:
+    """The numbers of seeds and of tasks that a method has networks of."""
+    if results:
+        return len(results.seeds), results.tasks
+    return len(seeds_of(settings)), done.get(method, 0)
+
+
+def _names(settings: Mapping[str, Any]) -> list[str]:
+    """The methods as their checkpoints are called; one may have been asked for as MODULE:SPEC."""
+    options = settings.get("options")
+    return list(map(str, options if isinstance(options, dict) and options else settings["methods"]))
+
+
+def open_parts(folder: str | Path) -> dict[str, Run]:
+    """The runs by scenario of a comparison in several scenarios, which has a folder for each.
+
+    Returns:
+        Nothing, if the folder is that of a run itself, or of none.
+
+    Raises:
+        ValueError: if a part cannot be read.
+    """
+    folder = Path(folder)
+    if (folder / "settings.json").exists():
+        return {}
+    names = [name for name in SCENARIOS if (folder / name / "settings.json").is_file()]
+    return {name: open_run(folder / name) for name in names}
 
 
 def record(folder: Path) -> dict[str, Any]:

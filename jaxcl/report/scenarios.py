@@ -27,9 +27,18 @@ def rows(found: Mapping[str, Results]) -> dict[str, dict[str, Row]]:
 
 
 def scenarios_markdown(found: Mapping[str, Results]) -> str:
-    """The table in Markdown: accuracy and forgetting of each method in each scenario."""
+    """The table in Markdown: accuracy and forgetting of each method in each scenario.
+
+    >>> from jaxcl.report.results import as_results
+    >>> mine = {"accuracy": [[[0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": {"mine": mine}}
+    >>> one = as_results(study)
+    >>> print(scenarios_markdown({"task": one, "class": one}).splitlines()[0])
+    | method | task accuracy (%) | task forgetting | class accuracy (%) | class forgetting |
+    """
     header, lines = _cells(found)
-    return f"{text.markdown(header, lines)}\n\n{text.escaped(_note(found))}\n"
+    return f"{text.markdown(header, lines)}\n\n{text.escaped(note(found))}\n"
 
 
 def scenarios_table(found: Mapping[str, Results]) -> "Table":
@@ -37,6 +46,14 @@ def scenarios_table(found: Mapping[str, Results]) -> "Table":
 
     Raises:
         ImportError: if rich is not installed.
+
+    >>> from jaxcl.report.results import as_results
+    >>> mine = {"accuracy": [[[0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": {"mine": mine}}
+    >>> one = as_results(study)
+    >>> scenarios_table({"task": one, "class": one}).row_count
+    1
     """
     load_extra("rich")
     from rich.box import SIMPLE_HEAD
@@ -44,7 +61,7 @@ def scenarios_table(found: Mapping[str, Results]) -> "Table":
     from rich.text import Text
 
     header, lines = _cells(found)
-    title, caption = Text(next(iter(found.values())).benchmark), Text(_note(found))
+    title, caption = Text(next(iter(found.values())).benchmark), Text(note(found))
     out = Table(title=title, caption=caption, box=SIMPLE_HEAD, padding=0)
     for i, name in enumerate(header):
         out.add_column(name.replace(" ", "\n", 1), justify="right" if i else "left")
@@ -87,16 +104,21 @@ def _cells(found: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
             if row is None:
                 cells += _NONE
                 continue
-            mark = INFERRED if results.methods[method].inferred else ""
-            mark += "*" if row.diverged else ""
-            cells += [plus_minus(row.accuracy) + mark, plus_minus(row.forgetting)]
+            cells += [plus_minus(row.accuracy) + marks(row, results), plus_minus(row.forgetting)]
         lines.append(cells)
     return header, lines
 
 
-def _note(found: Mapping[str, Results]) -> str:
+def marks(row: Row, results: Results) -> str:
+    """What stands behind an accuracy, as the note says."""
+    inferred = INFERRED if results.methods[row.method].inferred else ""
+    return inferred + ("*" if row.diverged else "")
+
+
+def note(found: Mapping[str, Results]) -> str:
+    """What the intervals are, which seeds they leave out, and what guessing gives."""
     first = next(iter(found.values()))
-    said = [intervals(first)]
+    said = [intervals(len(first.seeds))]
     for name, results in found.items():
         said += [f"{name}: {line}" for line in divergences(results)]
     levels = [

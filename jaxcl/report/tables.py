@@ -18,7 +18,15 @@ _HEADER += ("extra memory", "capacity (%)", "time (s)")
 
 
 def markdown(results: Results | Mapping[str, Any]) -> str:
-    """The table in Markdown, with a line that says what the intervals are."""
+    """The table in Markdown, with a line that says what the intervals are.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> page = markdown(study)
+    >>> print(page.splitlines()[2])
+    | mine | 85.0 | 10.0 | -10.0 | 10 | 0 B | - | 1.5 |
+    """
     rows = [_cells(row) for row in summary(results)]
     return f"{text.markdown(_HEADER, rows)}\n\n{text.escaped(note(results))}\n"
 
@@ -70,7 +78,15 @@ def ledgers(results: Results | Mapping[str, Any]) -> list[Ledger]:
 
 
 def usage(results: Results | Mapping[str, Any]) -> str:
-    """The ledgers in Markdown; empty if no method divides a network."""
+    """The ledgers in Markdown; empty if no method divides a network.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1, "capacity": [[0.5, 0.75]]}
+    >>> mine |= {"shown": {"label": "Mine", "words": "mine", "divides": True}}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> print(usage(study).splitlines()[-1])  # what is free as each task begins
+    | Mine | 100.0 | 50.0 |
+    """
     parts = []
     for title, header, rows in ledgers(results):
         cells = ([name, *map(share, row)] for name, row in rows.items())
@@ -109,6 +125,13 @@ def within_table(results: Results | Mapping[str, Any]) -> "Table | None":
 
     Raises:
         ImportError: if rich is not installed.
+
+    >>> mine = {"accuracy": [[[0.9]]], "parameters": 10, "extra_bytes": 0, "seconds": 1.5}
+    >>> mine |= {"compilations": 1, "during": [[[[0.1], [0.7], [0.9]]]]}
+    >>> study = {"benchmark": "digits", "tasks": 1, "seeds": [0], "methods": {"mine": mine}}
+    >>> found = within_table(study)
+    >>> [column.header for column in found.columns]
+    ['method', 'anytime accuracy (%)', 'learning-curve area (%)']
     """
     results = as_results(results)
     header, rows = within(results)
@@ -137,6 +160,13 @@ def table(results: Results | Mapping[str, Any]) -> "Table":
 
     Raises:
         ImportError: if rich is not installed.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> found = table(study)
+    >>> found.row_count, str(found.caption)
+    (1, 'One seed, so no intervals.')
     """
     load_extra("rich")
     from rich.box import SIMPLE_HEAD
@@ -165,13 +195,17 @@ def _cells(row: Row) -> list[str]:
 def note(results: Results | Mapping[str, Any]) -> str:
     """What the intervals are, which seeds they leave out, and where the settings come from."""
     results = as_results(results)
-    parts = [intervals(results), *divergences(results), *exhausted(results), presets.said(results)]
+    parts = [
+        intervals(len(results.seeds)),
+        *divergences(results),
+        *exhausted(results),
+        presets.said(results),
+    ]
     return " ".join(filter(None, parts))
 
 
-def intervals(results: Results) -> str:
-    """What the intervals are."""
-    seeds = len(results.seeds)
+def intervals(seeds: int) -> str:
+    """What the intervals over so many seeds are."""
     if seeds == 1:
         return "One seed, so no intervals."
     return f"Mean and half width of the 95% interval (Student t) over {seeds} seeds."

@@ -12,15 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxcl.core.checks import install, load_extra
-from jaxcl.report import along, html, inferred, paired, text
-from jaxcl.report.charts import Chart, charts, datasets
-from jaxcl.report.colors import colors, labels
-from jaxcl.report.export import records
+from jaxcl.report import findings, html, inferred, text, unfinished
+from jaxcl.report.charts import Chart
+from jaxcl.report.html import head, scroll, section
 from jaxcl.report.joining import side_by_side
-from jaxcl.report.results import Results, plain, summary
+from jaxcl.report.results import Results, plain
 from jaxcl.report.runs import Run
-from jaxcl.report.tables import WITHIN, ledgers, share
-from jaxcl.report.wording import sentence
 
 HERE = Path(__file__).parent
 POLICY = (
@@ -31,7 +28,6 @@ LIBRARIES = (
     "Charts: Vega, Vega-Lite and Vega-Embed, copyright University of Washington Interactive Data "
     "Lab and contributors, BSD-3-Clause licence"
 )
-RECORDS = ("table", "measures", "pairs")
 SAVED = {"table": "the table", "cells": "all accuracies", "measures": "the methods' measures"}
 SAVED |= {"epochs": "the training curves", "pairs": "the paired differences"}
 
@@ -46,32 +42,45 @@ def page(runs: Sequence[Run]) -> str:
         ValueError: if runs do not fit together, or one of several is not finished.
         ImportError: if vl-convert is not installed.
     """
-    names = [run.name for run in runs]
     results = _together(runs)
-    title = results.benchmark if results else runs[0].settings.get("benchmark", names[0])
-    parts = [f"<h1>{escape(str(title))}</h1>", f'<p class="soft">{escape(_subtitle(runs))}</p>']
-    parts += [_unfinished(run) for run in runs if run.results is None]
-    drawn: list[Chart] = []
-    if results:
-        drawn = [*charts(results), *along.charts(results)]
-        parts += [f'<p class="lead">{escape(sentence(results))}</p>', _contents(results, drawn)]
-        parts += _findings(results, drawn, _dropped(runs, results))
-    measured = [run for run in runs if run.inferred]
-    if measured:
-        words = (
-            "The networks of a run told the task, and inferring it from the input alone; the "
-            "class may be right though the task is not."
-        )
-        tables = [
-            f"<h3>{escape(r.name)}</h3>{_scroll(inferred.table(r.inferred))}" for r in measured
-        ]
-        parts.append(_section("inferred", "Task inference", f"<p>{words}</p>", *tables))
-    parts += [_section("run", "What was run", *map(_about, runs)), _settings(runs)]
-    if results:
-        tables = {**datasets(results), **along.datasets(results)}
-        tables |= {name: records(results, name) for name in RECORDS}
-        parts += [_downloads(tables), _scripts(tables, drawn)]
-    return _document(str(title), "\n".join(parts))
+    found = {"": results} if results else {}
+    what = "run" if len(runs) == 1 else "runs"
+    note = _dropped(runs, results) if results else ""
+    return _page(runs, found, f"{what} {text.listed([run.name for run in runs])}", note)
+
+
+def scenarios_page(name: str, parts: Mapping[str, Run]) -> str:
+    """One comparison in several scenarios as a web page, side by side.
+
+    Args:
+        name: of the comparison.
+        parts: its runs by scenario; some may be unfinished.
+
+    Raises:
+        ImportError: if vl-convert is not installed.
+    """
+    found = {scenario: run.results for scenario, run in parts.items() if run.results}
+    said = f"run {name} in the scenarios {text.listed(list(parts))}"
+    return _page(list(parts.values()), found, said, "")
+
+
+def _page(runs: Sequence[Run], found: Mapping[str, Results], said: str, note: str) -> str:
+    """A page on results by scenario, "" where there is one alone."""
+    first = next(iter(found.values()), None)
+    title = str(first.benchmark if first else runs[0].settings.get("benchmark", runs[0].name))
+    parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(f"jaxcl: {said}")}</p>']
+    parts += [unfinished.section(run) for run in runs if run.results is None]
+    drawn = findings.charts_of(found)
+    if found:
+        parts += [*findings.sentences(found), findings.contents(found, drawn)]
+        parts += findings.sections(found, drawn, note)
+    if any(run.inferred or run.outdated for run in runs):
+        parts.append(section("inferred", "Task inference", *map(_inferred, runs)))
+    parts += [section("run", "What was run", *map(_about, runs)), _settings(runs)]
+    if found:
+        tables = findings.tables_of(found)
+        parts += [_downloads(tables), _scripts(tables, [c for cs in drawn.values() for c in cs])]
+    return _document(title, "\n".join(parts))
 
 
 def _together(runs: Sequence[Run]) -> Results | None:
@@ -86,23 +95,6 @@ def _together(runs: Sequence[Run]) -> Results | None:
     return side_by_side({run.name: run.results for run in runs if run.results})
 
 
-def _subtitle(runs: Sequence[Run]) -> str:
-    return f"jaxcl: {'run' if len(runs) == 1 else 'runs'} {text.listed([r.name for r in runs])}"
-
-
-def _unfinished(run: Run) -> str:
-    tasks = run.settings.get("tasks", "?")
-    rows = [
-        [_head(name), html.number(done, f"{done} of {escape(str(tasks))}")]
-        for name, done in run.done.items()
-    ]
-    return (
-        f'<p class="alert"><strong>This run is not finished.</strong> Its results are written when '
-        f"the last method has learned the last task. To go on, run its command with --resume.</p>\n"
-        f"{_scroll(html.grid(['Method', 'Tasks learned'], rows, kind='plain'))}"
-    )
-
-
 def _dropped(runs: Sequence[Run], results: Results) -> str:
     """A note on the seeds that not all runs have."""
     every = {seed for run in runs if run.results for seed in run.results.seeds}
@@ -112,166 +104,21 @@ def _dropped(runs: Sequence[Run], results: Results) -> str:
     return f" Left out, because not every run has them: seeds {text.listed(list(map(str, gone)))}."
 
 
-# What was found
-
-
-def _contents(results: Results, drawn: Sequence[Chart]) -> str:
-    parts = [("table", "Results"), ("over", "Accuracy over the sequence")]
-    parts += [("matrices", "Matrices"), ("transfer", "Forgetting and transfer")]
-    parts += [("ledger", "Capacity")] if _has_ledger(results, drawn) else []
-    parts += [("training", "Training")] if any(c.name == "curves" for c in drawn) else []
-    parts += (
-        [("within-tasks", "Within the tasks")] if any(c.name == "within" for c in drawn) else []
-    )
-    parts += [("cost", "Memory and time")]
-    parts += [("paired", "Paired differences")] if _compared(results) else []
-    parts += [("run", "What was run"), ("settings", "Settings"), ("save", "Data")]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title in parts)
-    return f"<nav>{links}</nav>"
-
-
-def _findings(results: Results, drawn: Sequence[Chart], dropped: str) -> list[str]:
-    by_name = {chart.name: chart for chart in drawn}
-    caption = f"<p><small>{escape(html.caption(results) + dropped)}</small></p>"
-    table = _scroll(html.table(results))
-    parts = [_section("table", "Results", table, caption), _chips(results)]
-    parts.append(
-        _section("over", "Accuracy over the sequence", _figure(by_name["sequence"], title=False))
-    )
-    cells = [chart for chart in drawn if chart.name.startswith("matrix")]
-    grid = "\n".join(_figure(chart, caption=False) for chart in cells)
-    note = (
-        "Test accuracy (%) on each task, across, after training on each task, down. Darker is "
-        "better; pale cells are of tasks that are not trained yet."
-    )
-    parts.append(
-        _section(
-            "matrices", "Accuracy matrices", f"<p>{note}</p>", _controls(cells[0]),
-            f'<div class="grid{" large" if results.tasks > 6 else ""}">{grid}</div>',
+def _inferred(run: Run) -> str:
+    """What `jaxcl infer` has measured of a run's networks, or that it has to do so again."""
+    parts = [f"<h3>{escape(run.name)}</h3>"] if run.inferred or run.outdated else []
+    if run.inferred:
+        words = (
+            "The networks of a run told the task, and inferring it from the input alone; the "
+            "class may be right though the task is not."
         )
-    )  # fmt: skip
-    apart = ("sequence", "capacity", "curves", "within")
-    rest = [c for c in drawn if c not in cells and c.name not in apart]
-    pair = f'<div class="pair">{"".join(map(_figure, rest))}</div>'
-    parts.append(_section("transfer", "Forgetting and transfer", pair))
-    if _has_ledger(results, drawn):
-        chart = [_figure(by_name["capacity"], title=False)] if "capacity" in by_name else []
-        parts.append(_section("ledger", "Capacity", *chart, *map(_ledger, ledgers(results))))
-    if "curves" in by_name:
-        parts.append(_section("training", "Training", _figure(by_name["curves"], title=False)))
-    if "within" in by_name:
-        parts.append(_section("within-tasks", "Within the tasks", *_within(results, by_name)))
-    parts.append(_section("cost", "Memory and time", _costs(results)))
-    if _compared(results):
-        parts.append(_section("paired", "Paired differences", *_pairs(results)))
-    return parts
-
-
-def _within(results: Results, by_name: Mapping[str, Chart]) -> list[str]:
-    rows = [
-        [
-            _head(row.shown.label),
-            *map(html.interval, (row.anytime_accuracy, row.learning_curve_area)),
+        parts += [f"<p>{words}</p>", scroll(inferred.table(run.inferred))]
+    if run.outdated:
+        parts += [
+            "<p>What was measured before the run had all its seeds and tasks is left out; "
+            "<code>jaxcl infer</code> measures it again.</p>"
         ]
-        for row in summary(results)
-        if row.anytime_accuracy is not None
-    ]
-    table = html.grid(["Method", *WITHIN[1:]], rows, kind="plain sortable")
-    return [_figure(by_name["within"], title=False), _scroll(table)]
-
-
-def _has_ledger(results: Results, drawn: Sequence[Chart]) -> bool:
-    return any(chart.name == "capacity" for chart in drawn) or bool(ledgers(results))
-
-
-def _chips(results: Results) -> str:
-    shown = {name: method.shown for name, method in results.methods.items()}
-    colored = colors(shown)
-    chips = "".join(
-        f'<button type="button" aria-pressed="true" data-method="{escape(label)}" '
-        f'data-color="{escape(colored[name])}">{escape(label)}</button>'
-        for name, label in labels(shown).items()
-    )
-    return f'<div class="chips" role="group" aria-label="Methods shown in the charts">{chips}</div>'
-
-
-def _figure(chart: Chart, title: bool = True, caption: bool = True) -> str:
-    named = chart.controls and caption
-    head = f"<h3>{escape(chart.title)}</h3>" if title else ""
-    words = f"<figcaption>{escape(chart.words)}</figcaption>" if caption else ""
-    return (
-        f"<figure>{head}{_controls(chart) if named else ''}"
-        f'<div class="chart" id="{escape(chart.name)}"></div>{words}</figure>'
-    )
-
-
-def _controls(chart: Chart) -> str:
-    made = []
-    for signal, choices in chart.controls.items():
-        values = "".join(
-            f'<option value="{escape(str(value))}">{escape(said)}</option>'
-            for value, said in choices
-        )
-        made.append(f'<label>Show <select data-signal="{escape(signal)}">{values}</select></label>')
-    return "".join(made)
-
-
-def _ledger(ledger: Any) -> str:
-    rows = [
-        [_head(name), *(html.number(None, share(v)) for v in values)]
-        for name, values in ledger.rows.items()
-    ]
-    table = html.grid(ledger.header, rows, kind="plain")
-    return f"<h3>{escape(ledger.title)}</h3>{_scroll(table)}"
-
-
-def _costs(results: Results) -> str:
-    """Parameters, memory and time, with a bar for each."""
-    methods = list(results.methods.values())
-    columns = {
-        "Parameters": [(method.parameters, f"{method.parameters:,}") for method in methods],
-        "Extra memory": [(method.extra_bytes, text.size(method.extra_bytes)) for method in methods],
-        "Time (s)": [(method.seconds, f"{method.seconds:,.1f}") for method in methods],
-        "Compilations": [(method.compilations, str(method.compilations)) for method in methods],
-    }
-    rows = []
-    for i, method in enumerate(methods):
-        cells = [_head(method.shown.label)]
-        for values in columns.values():
-            value, said = values[i]
-            width = 5 * value / (max(v for v, _ in values) or 1)
-            bar = f'<span class="bar" style="width:{width:.2f}em"></span>'
-            cells.append(html.number(value, f"{bar} {said}"))
-        rows.append(cells)
-    note = (
-        "Parameters of the network once all tasks are learned; memory beyond that of plain "
-        "fine-tuning; time of training all seeds, compilation included."
-    )
-    table = html.grid(["Method", *columns], rows, kind="plain sortable")
-    return f"{_scroll(table)}<p><small>{note}</small></p>"
-
-
-def _compared(results: Results) -> list[paired.Pair]:
-    return [pair for pair in paired.pairs(results) if pair.seeds > 1]
-
-
-def _pairs(results: Results) -> list[str]:
-    found = _compared(results)
-    called = labels({name: method.shown for name, method in results.methods.items()})
-    rows = [
-        [
-            _head(called[pair.first]),
-            f'<td class="left">{escape(called[pair.second])}</td>',
-            html.number(pair.difference.mean, escape(text.signed(pair.difference))),
-            html.number(pair.p, escape(text.p_value(pair.p))),
-            html.number(pair.adjusted, escape(text.p_value(pair.adjusted))),
-            f"<td>{'<strong>yes</strong>' if pair.significant else 'no'}</td>",
-        ]
-        for pair in found
-    ]
-    header = ["Method", "Compared with", "Difference (points)", "p", "p (Holm)", "Significant"]
-    table = html.grid(header, rows, kind="plain sortable")
-    return [_scroll(table, tall=True), f"<p><small>{escape(paired.note(found))}</small></p>"]
+    return "".join(parts)
 
 
 # What was run
@@ -306,9 +153,9 @@ def _settings(runs: Sequence[Run]) -> str:
         values = [column.get(name, "") for column in columns]
         differ = ' class="best"' if len(set(values)) > 1 else ""
         cells = [f"<td{differ}>{escape(value)}</td>" for value in values]
-        rows.append([_head(name), *cells])
+        rows.append([head(name), *cells])
     header = ["Setting", *(run.name if len(runs) > 1 else "Value" for run in runs)]
-    return _section("settings", "Settings", _scroll(html.grid(header, rows, kind="left")))
+    return section("settings", "Settings", scroll(html.grid(header, rows, kind="left")))
 
 
 def _flat(settings: dict[str, Any]) -> dict[str, str]:
@@ -329,22 +176,10 @@ def _downloads(tables: Mapping[str, list]) -> str:
         for name, said in SAVED.items()
         if tables.get(name)
     )
-    return _section("save", "Data", f'<div class="save">{buttons}</div>')
+    return section("save", "Data", f'<div class="save">{buttons}</div>')
 
 
 # The page
-
-
-def _section(name: str, title: str, *parts: str) -> str:
-    return f'<section id="{name}"><h2>{escape(title)}</h2>\n' + "\n".join(parts) + "\n</section>"
-
-
-def _scroll(table: str, tall: bool = False) -> str:
-    return f'<div class="scroll{" tall" if tall else ""}" tabindex="0">{table}</div>'
-
-
-def _head(name: str) -> str:
-    return f'<th scope="row">{escape(name)}</th>'
 
 
 def _scripts(tables: Mapping[str, list], drawn: Sequence[Chart]) -> str:

@@ -29,6 +29,12 @@ def draw(results: Results | Mapping[str, Any]) -> "dict[str, Figure]":
 
     Raises:
         ImportError: if matplotlib is not installed.
+
+    >>> mine = {"accuracy": [[[0.9, 0.1], [0.8, 0.9]]], "parameters": 10, "extra_bytes": 0}
+    >>> mine |= {"seconds": 1.5, "compilations": 1}
+    >>> study = {"benchmark": "digits", "tasks": 2, "seeds": [0], "methods": {"mine": mine}}
+    >>> list(draw(study))
+    ['accuracy', 'matrix']
     """
     load_extra("matplotlib")
     from jaxcl.report import figures

@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,12 @@ def save(path: str | os.PathLike, learner: PyTree, about: Mapping[str, str] | No
     Raises:
         ValueError: if there is something at `path` already, or a leaf is no array of a type that
             JAX has, no key and no number.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)}, {"benchmark": "digits"})
+    ...     print(about(f"{folder}/task_1")["benchmark"])
+    digits
     """
     save_async(path, learner, about).result()
 
@@ -75,6 +81,13 @@ def save_async(
 
     Returns:
         A handle. Its `result()` waits until the checkpoint is complete, and raises what failed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     handle = save_async(f"{folder}/task_1", {"theta": np.ones(3)})
+    ...     handle.result()  # now it is complete
+    ...     print(list(shapes(f"{folder}/task_1")))
+    ['theta']
     """
     path = _absolute(path)
     if os.path.lexists(path):
@@ -115,6 +128,13 @@ def restore(path: str | os.PathLike, abstract: PyTree) -> PyTree:
         ValueError: if there is no checkpoint at `path`, if it cannot be read, if its bits are not
             those that were saved, or if a leaf is missing, not asked for, or of another shape or
             type; the error names the leaf. Shapes are compared before memory is taken.
+
+    >>> import tempfile
+    >>> like = {"theta": jax.ShapeDtypeStruct((3,), "float32")}
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3, np.float32)})
+    ...     print(restore(f"{folder}/task_1", like)["theta"])
+    [1. 1. 1.]
     """
     path = _absolute(path)
     entries = _entries(path)
@@ -135,6 +155,11 @@ def verify(path: str | os.PathLike) -> None:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it is damaged; the error names the leaf.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)})
+    ...     verify(f"{folder}/task_1")  # nothing is wrong with it
     """
     path = _absolute(path)
     entries = _entries(path)
@@ -152,6 +177,12 @@ def shapes(path: str | os.PathLike) -> dict[str, Any]:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones((3, 2))})
+    ...     print({name: leaf.shape for name, leaf in shapes(f"{folder}/task_1").items()})
+    {'theta': (3, 2)}
     """
     found = {}
     for entry in _entries(_absolute(path)):
@@ -170,8 +201,44 @@ def digests_of(path: str | os.PathLike) -> dict[str, str]:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)})
+    ...     print(list(digests_of(f"{folder}/task_1")))
+    ['theta']
     """
     return {entry.name: entry.bits for entry in _entries(_absolute(path))}
+
+
+def arrays(path: str | os.PathLike, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Some of the leaves that a checkpoint holds, on the host; the others are not read.
+
+    Args:
+        path: the folder that `save` wrote.
+        names: paths of leaves that are no keys, as `shapes` gives them; those that are there are
+            read.
+
+    Raises:
+        ValueError: if there is no checkpoint at `path`, or it is damaged; the error names the leaf.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"task": 3, "theta": jnp.ones(2)})
+    ...     arrays(f"{folder}/task_1", ["task"])
+    {'task': array(3)}
+    """
+    path = _absolute(path)
+    entries = _entries(path)
+    asked = {f"leaf{i}": entry for i, entry in enumerate(entries) if entry.name in names}
+    every = {f"leaf{i}": ... for i, entry in enumerate(entries) if is_stored(entry)}
+    wanted = {leaf: on_host(entry) for leaf, entry in asked.items() if is_stored(entry)}
+    found = _load(path, entries, every | wanted) if wanted else {}
+    kinds = {leaf: np.dtype(NUMBERS.get(one.dtype, one.dtype)) for leaf, one in asked.items()}
+    return {
+        entry.name: np.asarray(read_leaf(path, entry, kinds[leaf].type(0), found.get(leaf)))
+        for leaf, entry in asked.items()
+    }
 
 
 def about(path: str | os.PathLike) -> dict[str, str]:
@@ -179,6 +246,12 @@ def about(path: str | os.PathLike) -> dict[str, str]:
 
     Raises:
         ValueError: if there is no checkpoint at `path`, or it does not say what it holds.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save(f"{folder}/task_1", {"theta": np.ones(3)}, {"benchmark": "digits"})
+    ...     print(sorted(about(f"{folder}/task_1")))
+    ['benchmark', 'jax', 'jaxcl']
     """
     path = _absolute(path)
     _entries(path)
@@ -198,6 +271,13 @@ def latest(
         folder: where they are. Files, and folders of other names, are passed over.
         name: what their names begin with.
         readable: pass over what `verify` refuses, too; by default `restore` will say what is wrong.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("task_2", "task_10"):
+    ...         (Path(folder) / name).mkdir()
+    ...     print(latest(folder)[1].name)
+    task_10
     """
     for path in reversed(_in_order(_absolute(folder), name)):
         if not readable or _is_whole(path):
@@ -234,6 +314,13 @@ def remove_old(folder: str | os.PathLike, name: str = "task", keep: int = 2) -> 
 
     Raises:
         ValueError: if `keep` is less than 1.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("task_1", "task_2"):
+    ...         save(f"{folder}/{name}", {"theta": np.ones(3)})
+    ...     print([path.name for path in remove_old(folder, keep=1)])
+    ['task_1']
     """
     if keep < 1:
         raise ValueError(f"keep must be at least 1, got {keep}.")
@@ -371,7 +458,11 @@ def _text(dtype: str, shape: tuple[int, ...]) -> str:
 
 
 def versions() -> dict[str, str]:
-    """Those that decide, beside the device, whether equal steps give equal bits."""
+    """Those that decide, beside the device, whether equal steps give equal bits.
+
+    >>> sorted(versions())
+    ['jax', 'jaxcl']
+    """
     return {"jaxcl": jaxcl.__version__, "jax": jax.__version__}
 
 

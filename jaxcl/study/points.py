@@ -19,6 +19,9 @@ class Every(NamedTuple):
     Attributes:
         epochs: so many epochs, at least 1.
         steps: so many steps, at least 1.
+
+    >>> print(Every(epochs=1), Every(steps=100), sep=", ")
+    1 epoch, 100 steps
     """
 
     epochs: int | None = None

@@ -97,6 +97,14 @@ def build(
             that are no whole numbers, `devices_per_replica` that does not divide the batch,
             numbers out of range, tasks that differ in shape or type, whatever `train.start`
             refuses, or fewer logits than classes.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> from jaxcl.study import recipes
+    >>> benchmark = data.split_digits()
+    >>> study = build(recipes.recipe(REGISTRY[0], benchmark), benchmark, seeds=[0, 1], epochs=3)
+    >>> len(study.benchmark.tasks), study.seeds.tolist()
+    (5, [0, 1])
     """
     given = recipe
     recipe = given if callable(given) else lambda settings: given

@@ -65,6 +65,9 @@ class Options:
             streamed needs; then a task's boundary sees a sample of its examples.
         augment: random crops of padded images on the device, or those and reflections, in training.
         precision: type of the network's arithmetic; parameters and masks are float32.
+
+    >>> Options(hidden=(32,), epochs=3).learning_rate
+    0.05
     """
 
     network: Literal["mlp", "alexnet", "resnet18", "vgg16"] = "mlp"
@@ -105,6 +108,10 @@ class Choice(NamedTuple):
         own: an instance of `spec.options`.
         model: a network that takes the place of the options' one; or a function of the share of
             the hidden units that gives it.
+
+    >>> from jaxcl.methods import REGISTRY
+    >>> choose(REGISTRY[0], epochs=3).shared.epochs
+    3
     """
 
     spec: Spec
@@ -161,7 +168,13 @@ def choose(method: str | Spec, options: Options | None = None, **changes: Any) -
 
 
 def check(choice: Choice) -> None:
-    """Raises ValueError, naming the option, for a value that no run can have."""
+    """Raises ValueError, naming the option, for a value that no run can have.
+
+    >>> from jaxcl.methods import REGISTRY
+    >>> check(Choice(REGISTRY[0], Options(epochs=0), REGISTRY[0].options()))
+    Traceback (most recent call last):
+    ValueError: Options: epochs must be at least 1, got 0.
+    """
     check_options(Options, vars(choice.shared), "Options: {}".format)
     check_options(choice.spec.options, vars(choice.own), f"{choice.spec.name}: {{}}".format)
     if not choice.shared.hidden:
@@ -174,7 +187,12 @@ def check(choice: Choice) -> None:
 
 
 def swept(spec: Spec) -> list[str]:
-    """The options of a method that a sweep can vary."""
+    """The options of a method that a sweep can vary.
+
+    >>> from jaxcl.methods import REGISTRY
+    >>> "learning_rate" in swept(REGISTRY[0])
+    True
+    """
     return [*swept_names(Options), *swept_names(spec.options)]
 
 
@@ -200,7 +218,13 @@ def _choice(method: str | Spec | Choice, options: Options | None) -> Choice:
 
 
 def epochs_of(choice: Choice, benchmark: Benchmark) -> tuple[int, int]:
-    """Epochs before and after a task's end, by the shares of the method's phases."""
+    """Epochs before and after a task's end, by the shares of the method's phases.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> epochs_of(choose(REGISTRY[0], epochs=3), data.split_digits())
+    (3, 0)
+    """
     phases = _built(choice, benchmark, len(benchmark.tasks)).method.phases
     planned = divide(phases, choice.shared.epochs, None)
     after = sum(count for phase, count in zip(phases, planned) if phase.closed)
@@ -222,6 +246,13 @@ def studies(
         options: the shared options; None for the usual ones, or those of a Choice.
         seeds: one for each replica.
         **options_of_build: what else `study.build` takes: settings, devices, chunk.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> quick = Options(hidden=(8,), epochs=1)
+    >>> [study] = studies(REGISTRY[0], data.split_digits(), quick, seeds=[0, 1])
+    >>> study.seeds
+    array([0, 1], dtype=uint32)
     """
     choice = _choice(method, options)
     made = []
@@ -242,6 +273,11 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
     """The network of a comparison, for one benchmark's inputs and classes.
 
     Its hidden layers have the share `width` of their usual units, rounded down, and at least one.
+
+    >>> from jaxcl import data
+    >>> model = network(data.permuted_digits(2), Options(hidden=(32,)))
+    >>> jax.eval_shape(model.init, jax.random.key(0))[0]["head"]["kernel"].shape
+    (32, 10)
     """
     each = [task.classes for task in benchmark.tasks]
     options_of_all = {
@@ -268,7 +304,13 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
 
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
-    """What a method is built for."""
+    """What a method is built for.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> problem_of(choose(REGISTRY[0]), data.split_digits()).tasks
+    5
+    """
     shared = choice.shared
     own = f"{HEAD}|{NORMS}" if shared.norm == "per_task" else HEAD
     return Problem(
@@ -316,6 +358,12 @@ def recipe(
 
     Raises:
         ValueError: for an unknown method, or an option that no run can have.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> setup = recipe(REGISTRY[0], data.split_digits(), Options(hidden=(8,)))({})
+    >>> setup.classes
+    Array([2, 2, 2, 2, 2], dtype=int32)
     """
     choice = _choice(method, options)
     check(choice)
@@ -376,7 +424,12 @@ def check_scenario(scenario: str, benchmark: Benchmark) -> None:
 
 
 def with_settings(choice: Choice, settings: Mapping[str, Any]) -> Choice:
-    """A method whose options of these names have other values, which may be traced."""
+    """A method whose options of these names have other values, which may be traced.
+
+    >>> from jaxcl.methods import REGISTRY
+    >>> with_settings(choose(REGISTRY[0]), {"learning_rate": 0.3}).shared.learning_rate
+    0.3
+    """
     own = {name: settings[name] for name in settings if name in _names(choice.spec.options)}
     shared = {name: settings[name] for name in settings if name in _names(Options)}
     can = swept(choice.spec)
@@ -407,6 +460,13 @@ def cost(choice: Choice, benchmark: Benchmark, learner: PyTree) -> tuple[int, in
     Returns:
         The number of the network's parameters; and the bytes that parameters, the method's state
         and its memory take beyond those of plain fine-tuning.
+
+    >>> from jaxcl import data
+    >>> from jaxcl.methods import REGISTRY
+    >>> from jaxcl.study.record import shapes
+    >>> choice, benchmark = choose(REGISTRY[0], Options(hidden=(8,))), data.split_digits()
+    >>> cost(choice, benchmark, shapes(recipe(choice, benchmark)({}), benchmark))
+    (610, 0)
     """
     problem = problem_of(choice, benchmark)
     if choice.spec.parameters is not None:
@@ -421,7 +481,13 @@ def cost(choice: Choice, benchmark: Benchmark, learner: PyTree) -> tuple[int, in
 
 
 def optimizer(options: Options) -> optax.GradientTransformation:
-    """The optimizer that the options name, with decoupled weight decay of the kernels."""
+    """The optimizer that the options name, with decoupled weight decay of the kernels.
+
+    >>> import jax.numpy as jnp
+    >>> state = optimizer(Options(optimizer="adam")).init({"kernel": jnp.ones((2, 3))})
+    >>> len(jax.tree.leaves(state)) > 1  # moments and a counter
+    True
+    """
     direction = {
         "sgd": optax.identity,
         "momentum": partial(optax.trace, 0.9),

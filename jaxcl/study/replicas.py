@@ -28,6 +28,10 @@ class Layout(NamedTuple):
         padded: number that run: a multiple of the mesh's replica axis times chunk; the surplus
             repeats the last.
         chunk: replicas that run side by side within a device.
+
+    >>> here = layout(3, replica_bytes=1000, devices=jax.devices()[:1], chunk=1)
+    >>> here.per_device, here.chunk
+    (3, 1)
     """
 
     mesh: Mesh
@@ -70,6 +74,10 @@ def layout(
     Raises:
         ValueError: for numbers below 1, `devices_per_replica` that does not divide the devices, or
             more processes than replicas.
+
+    >>> found = layout(6, replica_bytes=1000, devices=jax.devices()[:1], chunk=2)
+    >>> found.replicas, found.chunk
+    (6, 2)
     """
     counts = {"replicas": replicas, "chunk": chunk, "devices_per_replica": devices_per_replica}
     for name, value in counts.items():
@@ -195,7 +203,12 @@ def _chunk_by_chunk(run: Callable, layout: Layout, carried: PyTree, fixed: PyTre
 
 
 def place(tree: PyTree, layout: Layout) -> PyTree:
-    """Puts host arrays with a leading [replicas] axis on the mesh, padded by the last replica."""
+    """Puts host arrays with a leading [replicas] axis on the mesh, padded by the last replica.
+
+    >>> here = layout(3, replica_bytes=1000, devices=jax.devices()[:1])
+    >>> place(np.zeros((3, 2)), here).shape
+    (3, 2)
+    """
 
     def padded(leaf):
         short = layout.padded - leaf.shape[0]
@@ -205,7 +218,12 @@ def place(tree: PyTree, layout: Layout) -> PyTree:
 
 
 def replicate(tree: PyTree, layout: Layout) -> PyTree:
-    """Puts one copy of arrays that all replicas read on every device."""
+    """Puts one copy of arrays that all replicas read on every device.
+
+    >>> here = layout(3, replica_bytes=1000, devices=jax.devices()[:1])
+    >>> replicate(np.zeros((5, 2)), here).shape
+    (5, 2)
+    """
     return _put(tree, NamedSharding(layout.mesh, PartitionSpec()))
 
 
@@ -226,7 +244,12 @@ def gather(array: np.ndarray) -> np.ndarray:
 
 
 def fetch(tree: PyTree, layout: Layout) -> PyTree:
-    """The replicas' arrays on every host, without the surplus replicas."""
+    """The replicas' arrays on every host, without the surplus replicas.
+
+    >>> here = layout(3, replica_bytes=1000, devices=jax.devices()[:1])
+    >>> print(fetch(place(np.arange(3), here), here))
+    [0 1 2]
+    """
     if jax.process_count() > 1:
         tree = multihost_utils.process_allgather(tree, tiled=True)
     return jax.tree.map(lambda leaf: np.asarray(leaf)[: layout.replicas], tree)

@@ -49,6 +49,13 @@ def start(
         ValueError: if a setting is out of its range, the method is made for another number of
             tasks, `params` are not the model's, or the model has running statistics and
             `setup.norm` is not declared.
+
+    >>> import jaxcl, optax
+    >>> method = jaxcl.multihead(jaxcl.Method(lambda key, params: (params, ())), tasks=2)
+    >>> setup = Setup(method, jaxcl.models.mlp(4, (8,), 3), optax.sgd(0.1), classes=[3, 3])
+    >>> learner = jax.eval_shape(lambda key: start(setup, key, 2), jax.random.key(0))
+    >>> learner.theta["head"]["kernel"].shape
+    (2, 8, 3)
     """
     check(setup, tasks)
     model_key, method_key = jax.random.split(jax.random.fold_in(key, 0))

@@ -54,6 +54,11 @@ class Setup(NamedTuple):
             from outside, as windows (Data.first), so that it can be streamed.
         augment: `(key, x) -> x`, stored examples to those that a training step sees; None for none.
         sample: shape and type of one stored example's x, for methods with a memory of examples.
+
+    >>> import jaxcl, optax
+    >>> method = jaxcl.multihead(Method(lambda key, params: (params, ())), tasks=2)
+    >>> Setup(method, jaxcl.models.mlp(4, (8,), 3), optax.sgd(0.1), classes=[3, 3]).batch
+    64
     """
 
     method: Method
@@ -218,6 +223,10 @@ def examples(x: Any, y: Any, *, length: int | None = None) -> Data:
     Raises:
         ValueError: for labels that are no numbers or negative, no examples, values that are not
             finite, or lengths that do not fit.
+
+    >>> data = examples(np.ones((3, 2), np.float32), [0, 1, 0], length=5)
+    >>> data.x.shape, int(data.count)
+    ((5, 2), 3)
     """
     x, y = np.asarray(x), np.asarray(y)
     whole = np.issubdtype(y.dtype, np.integer)

@@ -18,6 +18,12 @@ def check_wiring(wiring: Wiring, params: PyTree) -> None:
     Raises:
         ValueError: naming the first entry that is no leaf, names no gate or has the wrong width,
             or the gate that no leaf feeds or none reads.
+
+    >>> wiring = Wiring({"unit": 4}, {"head": (("unit", 1),)}, {"hidden": "unit"})
+    >>> params = {"hidden": np.ones((2, 5)), "head": np.ones((5, 3))}
+    >>> check_wiring(wiring, params)  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+    ValueError: The wiring's inputs of 'head' span 4 units; expected the input axis (-2) ...
     """
     shapes = {path: np.shape(leaf) for path, leaf in masks.leaves_by_path(params).items()}
     for name, units in wiring.gates.items():

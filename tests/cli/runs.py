@@ -34,9 +34,9 @@ def finished(folder, found=None, **more):
     return folder
 
 
-def unfinished(folder, found=None):
+def unfinished(folder, found=None, done=2):
     found = found or results()
     settings_of(folder, found)
-    for task in (1, 2):
+    for task in range(1, done + 1):
         (folder / "checkpoints" / "finetune" / f"task_{task}").mkdir(parents=True)
     return folder

@@ -74,6 +74,32 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_evaluated_within_tasks_and_logged(tmp_path, capsys):
+    """`--evaluate-every` and `--log`, from the words to the files."""
+    words = [
+        "--evaluate-every",
+        "1epochs",
+        "--log",
+        "tensorboard",
+        "--seeds",
+        "1",
+        "--devices",
+        "1",
+    ]
+    stored = compare(tmp_path, *words, methods="finetune")
+    one, folder = stored["methods"]["finetune"], tmp_path / "split_digits"
+    assert stored["settings"]["evaluate_every"] == "1 epoch"
+    during = np.array(one["during"], float)
+    assert during.shape == (1, 2, 3, 2)  # before each task, and after each of its two epochs
+    assert np.isfinite(during[:, 1]).all() and np.isnan(during[:, 0, :, 1]).all()
+    final = np.array(one["accuracy"], float)
+    np.testing.assert_allclose(during[0, :, -1][np.tri(2, dtype=bool)], final[0][np.tri(2) > 0])
+    assert {path.name for path in folder.iterdir()} >= {"during.svg", "logs"}
+    assert "anytime accuracy (%)" in capsys.readouterr().out
+    (file,) = (folder / "logs").rglob("*tfevents*")
+    assert all(tag in file.read_bytes() for tag in (b"within/task_1", b"test/task_2"))
+
+
 def newest(folder):
     """The last checkpoint of each method."""
     found = sorted(folder.glob("checkpoints/*/task_*"))

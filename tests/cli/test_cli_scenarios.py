@@ -117,9 +117,9 @@ def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path
     grown = np.array(results(folder / "class")["methods"]["packnet"]["accuracy"], float)
     assert len(grown) == 2 and grown[0, 1].mean() == narrow
     capsys.readouterr()
-    cli.main(["report", str(folder / "class"), "-o", str(tmp_path / "page.html")])
+    cli.main(["report", str(folder), "-o", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
-    assert "PackNet (inferred)" in page and "Task inference" in page
+    assert "PackNet (inferred)" in page and "Task inference" in page and "†</td>" in page
 
 
 @pytest.mark.parametrize(

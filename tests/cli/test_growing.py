@@ -32,6 +32,7 @@ def compare(out, name, *words):
 
 def test_more_seeds_and_methods_are_those_of_a_run_at_once(tmp_path, monkeypatch, capsys):
     cli.main(compare(tmp_path, "grown", "--methods", "finetune", "--seeds", 2))
+    (tmp_path / "grown" / "inferred.json").write_text("{}")  # as if measured
     more = compare(tmp_path, "grown", "--methods", "finetune,packnet", "--seeds", 4)
     before = snapshot(tmp_path)
     assert "add --resume to train only what it lacks" in said(capsys, *more)
@@ -47,7 +48,10 @@ def test_more_seeds_and_methods_are_those_of_a_run_at_once(tmp_path, monkeypatch
         with pytest.raises(SystemExit):
             cli.main([*more, "--resume"])
     assert jaxcl.load(tmp_path / "grown").seeds == [0, 1]
+    assert "jaxcl infer measured of the smaller run is removed then" in capsys.readouterr().err
+    assert (tmp_path / "grown" / "inferred.json").exists()
     cli.main([*more, "--resume"])
+    assert not (tmp_path / "grown" / "inferred.json").exists()
     cli.main([*more, "--resume"])
     cli.main(compare(tmp_path, "once", "--methods", "finetune,packnet", "--seeds", 4))
     grown, once = (jaxcl.load(tmp_path / name) for name in ("grown", "once"))

@@ -20,6 +20,17 @@ def test_an_unfinished_run_has_a_page_too(tmp_path):
     assert "is not finished" in (tmp_path / "p.html").read_text()
 
 
+def test_a_run_in_several_scenarios_is_one_page(tmp_path, capsys):
+    for name in ("task", "class"):
+        runs.finished(tmp_path / "both" / name, scenario=name)
+    cli.main(["report", str(tmp_path / "both"), "-o", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert text.index("task: accuracy") < text.index("class: accuracy")
+    runs.finished(tmp_path / "one")
+    message = said(capsys, "report", tmp_path / "one", tmp_path / "both")
+    assert "both is a run in several scenarios; report it alone, or give its parts: " in message
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from jaxcl import report
-from jaxcl.report.runs import open_run
-from jaxcl.report.webpage import page
+from jaxcl.report.runs import open_parts, open_run
+from jaxcl.report.webpage import page, scenarios_page
+from jaxcl.study import checkpoint
 from tests.cli import runs
 from tests.report.studies import method
 
@@ -127,7 +128,32 @@ def test_an_unfinished_run_says_so(tmp_path):
     text = page([open_run(runs.unfinished(tmp_path / "begun"))])
     for words in ("This run is not finished", "2 of 3", "0 of 3", "jaxcl compare --name begun"):
         assert words in text
+    assert "The checkpoints of Fine-tuning cannot be read, so their numbers are missing." in text
     assert not Elements(text).of("script")
+    folder = runs.unfinished(tmp_path / "new", done=0)
+    assert "No method has learned its first task yet" in page([open_run(folder)])
+
+
+def test_an_unfinished_run_shows_what_its_checkpoints_hold(tmp_path):
+    accuracy = np.full((3, 3, 3), np.nan, np.float32)
+    accuracy[:, 0, 0], accuracy[:, 1, :2] = 0.9, [[0.6, 0.8], [0.7, 0.9], [0.8, 1.0]]
+    held = {"accuracy": accuracy, "cursor": {"task": np.int32(2)}, "learners": np.ones(4)}
+    held["diverged"] = np.array([[0, 0], [0, 0], [2, 1]], np.int32)
+    folder = runs.unfinished(tmp_path / "begun", done=0)
+    checkpoints = folder / "checkpoints" / "hat"
+    checkpoint.save(checkpoints / "task_2", held)
+    (checkpoints / "task_2_epoch_1").mkdir()  # passed over: what is on the way to task 2 is older
+    (checkpoints / "task_3_epoch_4").mkdir()  # passed over: it cannot be read
+    text = page([open_run(folder)])
+    start = text.index("This run is not finished")
+    rows = [
+        " ".join(re.sub(r"<[^>]*>", " ", row).split())
+        for row in text[start : text.index("What was run")].split("</tr>")
+    ]
+    assert "Fine-tuning 0 of 3 - -" in rows
+    assert "HAT* 2 of 3 75.0 ± 63.5 25.0 ± 63.5" in rows
+    assert "HAT 0 2 of 3 70.0 60.0 80.0" in rows
+    assert "HAT 2 (diverged) 2 of 3 90.0 80.0 100.0" in rows
 
 
 def test_runs_become_one_comparison(tmp_path):
@@ -149,6 +175,52 @@ def test_runs_that_do_not_fit_are_refused(tmp_path):
         page([one, begun])
     with pytest.raises(ValueError, match="two runs are called one"):
         page([one, one])
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """The page of a comparison in three scenarios, of which one is unfinished; as text."""
+    root = tmp_path_factory.mktemp("runs") / "both"
+    told = runs.results(finetune=method([0.5, 0.6, 0.7]), hat=method([0.9, 0.89, 0.9]))
+    some = {**method([0.4, 0.5, np.nan]), "diverged": [None, None, [2, 1]]}
+    blind = runs.results(finetune=method([0.2, 0.3, 0.4], best=0.8), er=some)
+    runs.finished(root / "task", told, scenario="task")
+    runs.finished(root / "class", blind, scenario="class")
+    runs.unfinished(root / "domain", done=0)
+    return scenarios_page("both", open_parts(root))
+
+
+def test_scenarios_stand_side_by_side(three):
+    table = three[three.index("Results</h2>") : three.index('class="chips"')]
+    for words in ("task: accuracy (%)", "class: forgetting (points)", "89.8 ± ", "In bold: the"):
+        assert words in table
+    assert re.search(r"60.0 ± [\d.]+\*", table) and "class: * ER diverged: seed 2" in table
+    assert table.count("<tr>") == 4  # a header and three methods, of which each scenario has two
+    assert len(re.findall(r"<td[^>]*>-</td>", table)) == 4
+    assert "run both in the scenarios task, domain and class" in three
+    assert "This run is not finished: domain" in three
+    for sentence in ("task:</strong> Fine-tuning forgets", "class:</strong> Fine-tuning forgets"):
+        assert sentence in three
+    places = [attributes.get("id") for attributes, _ in Elements(three).of("div")]
+    assert {"sequence-task", "sequence-class", "matrix1-task"} <= {*places}
+    assert "matrix2-task" not in places
+
+
+def test_the_charts_of_a_scenario_read_its_rows_alone(three):
+    rows = [dict(zip(t["columns"], row)) for t in [data_of(three)["cells"]] for row in t["rows"]]
+    assert {(r["scenario"], r["method"]) for r in rows} == {
+        ("task", "Fine-tuning"), ("task", "HAT"), ("class", "Fine-tuning"), ("class", "ER"),
+    }  # fmt: skip
+    for chart in data_of(three, "charts"):
+        only = {"filter": {"field": "scenario", "equal": chart["scenario"]}}
+        reading = [part for part in parts_of(chart["spec"]) if "data" in part]
+        assert reading and all(part["transform"][0] == only for part in reading)
+
+
+def parts_of(spec):
+    """All objects of a specification."""
+    children = spec.values() if isinstance(spec, dict) else spec if isinstance(spec, list) else ()
+    return [spec] * isinstance(spec, dict) + [part for c in children for part in parts_of(c)]
 
 
 def test_diverged_seeds_and_unknown_numbers(tmp_path):
@@ -287,6 +359,12 @@ if CHROMIUM:  # which .ci/run installs
         assert len(seen["csv"].splitlines()) == 4
         assert not seen["wide"]  # nothing to scroll sideways but tables
 
+    def test_scenarios_in_chromium(three, tmp_path):
+        seen, console, _ = browse(three, tmp_path, 375)
+        assert (seen["errors"], console, seen["requests"]) == ([], [], [])
+        assert seen["svgs"] == seen["charts"] > 10
+        assert not seen["wide"]
+
     def test_the_browser_test_bites(finished, tmp_path):
         """The broken twin: a page that asks for another file, and one that fails."""
         start, _, end = finished.rpartition("drawAll();")
@@ -297,19 +375,35 @@ if CHROMIUM:  # which .ci/run installs
         assert len(console) >= 2
 
 
+def measured(seeds, tasks=3):
+    """What `inferred.json` holds of one method."""
+    told, right = [[0.9, 0.8, 0.7], [0.5, 0.7, 0.6]]
+    values = {"told": told, "inferred": right, "classes": [0.6, 0.8, 0.7]}
+    of_rule = {key: [each[:tasks]] * seeds for key, each in values.items()}
+    of_rule["confusion"] = [np.full((tasks, tasks), 0.25).tolist()] * seeds
+    return {"methods": {"hat": {"energy": of_rule}}}
+
+
 def test_the_task_inferred_is_shown_where_it_was_measured(tmp_path):
     folder = runs.finished(tmp_path / "one")
-    seed = {"told": [0.9, 0.8], "inferred": [0.5, 0.7], "classes": [0.6, 0.8]}
-    of_rule = {key: [values, values] for key, values in seed.items()}
-    of_rule["confusion"] = [[[0.75, 0.25], [0.25, 0.75]]] * 2
-    (folder / "inferred.json").write_text(json.dumps({"methods": {"hat": {"energy": of_rule}}}))
+    content = measured(seeds=3)
+    (folder / "inferred.json").write_text(json.dumps(content))
     text = page([open_run(folder)])
     shown = text[text.index("Task inference</h2>") : text.index("What was run</h2>")]
-    for words in ("energy", "85.0 ± 0.0", "60.0 ± 0.0", "70.0 ± 0.0", "75.0 ± 0.0"):
+    for words in ("energy", "80.0 ± 0.0", "60.0 ± 0.0", "70.0 ± 0.0", "25.0 ± 0.0"):
         assert words in shown
-    of_rule["told"] = [[2.0, 0.8]] * 2
-    (folder / "inferred.json").write_text(json.dumps({"methods": {"hat": {"energy": of_rule}}}))
+    content["methods"]["hat"]["energy"]["told"] = [[2.0, 0.8, 0.7]] * 3
+    (folder / "inferred.json").write_text(json.dumps(content))
     with pytest.raises(
         ValueError, match=r"inferred\.json cannot be read: hat/energy/told must hold"
     ):
         open_run(folder)
+
+
+@pytest.mark.parametrize(("seeds", "tasks"), [(2, 3), (3, 2)])
+def test_what_was_inferred_of_less_than_the_run_is_left_out(seeds, tasks, tmp_path):
+    folder = runs.finished(tmp_path / "one")
+    (folder / "inferred.json").write_text(json.dumps(measured(seeds, tasks)))
+    text = page([open_run(folder)])
+    assert "before the run had all its seeds and tasks is left out; <code>jaxcl infer" in text
+    assert "energy" not in text
