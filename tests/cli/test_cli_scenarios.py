@@ -119,7 +119,7 @@ def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path
     capsys.readouterr()
     cli.main(["report", str(folder), "-o", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
-    assert "PackNet (inferred)" in page and "Task inference" in page and "†</td>" in page
+    assert "PackNet (inferred)" in page and "Task inference" in page and "†</strong></td>" in page
 
 
 @pytest.mark.parametrize(
