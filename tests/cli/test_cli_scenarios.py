@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+from contextlib import ExitStack
 
 import jax
 import numpy as np
@@ -10,7 +11,12 @@ import pytest
 
 import jaxcl
 from jaxcl import data
+from jaxcl.cli import compare as command_of
 from jaxcl.cli import main as cli
+from jaxcl.cli.options import Compare
+from jaxcl.cli.parsing import parse
+from jaxcl.cli.scenarios import divide
+from jaxcl.cli.session import load
 from jaxcl.report.comparing import chance
 
 TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
@@ -92,8 +98,8 @@ def assert_inferred(folder, benchmark):
     assert differ  # the broken twin, which does not ask for the task
 
 
-def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path, capsys):
-    """Trained once in the part "task", which nobody has to ask for; measured again on resume."""
+def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path):
+    """Trained once in the part "task", which nobody has to ask for."""
     words = ["--scenario", "class,domain", "--methods", "packnet", "--seeds", "1"]
     folder = compare(tmp_path, *words)
     assert {p.name for p in folder.iterdir() if p.is_dir()} == {"task", "class", "domain"}
@@ -105,21 +111,30 @@ def test_a_method_that_is_told_the_task_infers_it_where_nobody_tells_it(tmp_path
     assert wide > narrow  # the class within its task counts, of whichever task it is taken
     shares = results(folder / "domain")["methods"]["packnet"]["measures"]["task_inferred"]
     assert shares[0][0] == 1 and narrow <= shares[0][1] < 1
-    files = ("results.json", "table.md", "inferred.json", "settings.json")
-    paths = [folder / part / name for part in ("task", "class") for name in files]
-    paths = [path for path in paths if path.exists()]
-    before = [path.read_bytes() for path in paths]
-    (folder / "class" / "results.json").unlink()
-    (folder / "class" / "inferred.json").unlink()
-    compare(tmp_path, *words, "--resume")
-    assert [path.read_bytes() for path in paths] == before
-    compare(tmp_path, *words[:-1], "2", "--resume")  # it grows by a seed
-    grown = np.array(results(folder / "class")["methods"]["packnet"]["accuracy"], float)
-    assert len(grown) == 2 and grown[0, 1].mean() == narrow
-    capsys.readouterr()
-    cli.main(["report", str(folder), "-o", str(tmp_path / "page.html")])
-    page = (tmp_path / "page.html").read_text()
-    assert "PackNet (inferred)" in page and "Task inference" in page and "†</strong></td>" in page
+
+
+def test_a_scenario_in_which_every_task_is_inferred_grows_by_seeds(tmp_path):
+    """It has settings and no checkpoints, so that nothing of it is to be trained."""
+
+    def planned(seeds, held):
+        words = ["compare", *TINY, "--methods", "packnet", "--scenario", "class", "--out"]
+        command = parse([*words, str(tmp_path), "--seeds", seeds, "--resume"])
+        assert isinstance(command, Compare)
+        part = divide(command, tmp_path)[tmp_path / "class"]
+        benchmark = load(command.run, command.training)
+        made = command_of.plan(part, benchmark, jax.devices()[:1], tmp_path / "class")
+        return command_of._taken(made, held), benchmark
+
+    with ExitStack() as held:
+        planned("1", held)
+        (tmp_path / "class" / "results.json").write_text("{}")
+    with ExitStack() as held:
+        plan, benchmark = planned("2", held)
+        assert plan.growth and not plan.runs and plan.growth.words == ""
+        command_of._grown(plan, benchmark, jax.devices()[:1])
+    assert {path.name for path in (tmp_path / "class").iterdir()} == {"settings.json"}
+    settings = json.loads((tmp_path / "class" / "settings.json").read_text())["settings"]
+    assert settings["seeds"] == 2 and settings["methods"] == []
 
 
 @pytest.mark.parametrize(
