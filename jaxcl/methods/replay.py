@@ -263,14 +263,16 @@ def draw(
     Returns:
         The rows, all of weight 0 if there are none to draw; and their stored logits.
     """
-    size_of_cell = buffer.y.shape[0] // buffer.count.size
-    filled = jnp.arange(size_of_cell)[None, :] < buffer.count[:, None]
-    chosen = filled.ravel() if among is None else filled.ravel() & among
-    rank = jnp.cumsum(chosen)
-    number = jax.random.randint(key, (size,), 0, jnp.maximum(rank[-1], 1))
-    index = jnp.searchsorted(rank, number, side="right")
-    index = jnp.minimum(index, buffer.y.shape[0] - 1)
-    weight = jnp.broadcast_to((rank[-1] > 0).astype(float), (size,))
+    slots, cells = buffer.y.shape[0], buffer.count.size
+    filled = jnp.minimum(buffer.count, slots // cells).astype(jnp.int32)  # from a cell's start on
+    if among is not None:  # each slot for itself
+        filled = (jnp.arange(slots // cells)[None, :] < filled[:, None]).ravel() & among
+        filled, cells = filled.astype(jnp.int32), slots
+    end = jnp.cumsum(filled)
+    number = jax.random.randint(key, (size,), 0, jnp.maximum(end[-1], 1))
+    cell = jnp.minimum(jnp.searchsorted(end, number, side="right"), cells - 1)
+    index = cell * (slots // cells) + number - (end - filled)[cell]
+    weight = jnp.broadcast_to((end[-1] > 0).astype(float), (size,))
     x, y, task, logits = jax.tree.map(lambda leaf: leaf[index], buffer[:4])
     return Batch(x, y, task, weight, jnp.ones(size, bool)), logits
 
