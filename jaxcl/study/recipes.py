@@ -412,7 +412,15 @@ def recipe(
 
 
 def check_scenario(scenario: str, benchmark: Benchmark) -> None:
-    """Raises ValueError for a benchmark whose tasks do not suit a scenario."""
+    """Raises ValueError for a benchmark whose tasks do not suit a scenario.
+
+    Args:
+        scenario: "task", "domain" or "class".
+        benchmark: the sequence of tasks.
+
+    >>> from jaxcl import data
+    >>> check_scenario("class", data.load("split_digits,classes=0-1/2-4"))  # unequal tasks fit
+    """
     each = {task.classes for task in benchmark.tasks}
     if scenario == "class" and benchmark.regression:
         raise ValueError(f"{benchmark.name}: the scenario 'class' needs classes, not targets.")
