@@ -24,6 +24,9 @@ tasks apart.
 
 {table}
 
+A method that trains in the scenario *task* alone is compared in the others with the task inferred
+from the input ([data.md](data.md#three-scenarios)).
+
 Each method's own options are in `jaxcl compare --methods NAME --help`.
 """
 

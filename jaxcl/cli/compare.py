@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from jaxcl import report
-from jaxcl.cli import growing, processes, scenarios
+from jaxcl.cli import growing, inferring, processes, scenarios
 from jaxcl.cli.folder import check_free, hold, origin_of
 from jaxcl.cli.growing import Growth
 from jaxcl.cli.options import TUNED, Compare
@@ -79,12 +79,13 @@ def prepare(
                 with hold(path):
                     growing.recover(path)
         benchmark = load(command.run, command.training)
+        inferring.check(command, benchmark)
         plans = [plan(one, benchmark, devices, path) for path, one in parts.items()]
     plans = [_taken(plan, held) for plan in plans]
     said = [cache, *notes(benchmark, command.training)]
     said += [plan.growth.words for plan in plans if plan.growth]
     said += [line for plan in plans for one in plan.runs.values() for line in about(one)]
-    return partial(work, plans, benchmark, devices, folder, said)
+    return partial(work, command, plans, benchmark, devices, folder, said)
 
 
 def plan(
@@ -170,6 +171,7 @@ def _differing(choice: Choice, shared: recipes.Options) -> dict[str, Any]:
 
 
 def work(
+    command: Compare,
     plans: list[Plan],
     benchmark: Benchmark,
     devices: Sequence[Device],
@@ -179,8 +181,8 @@ def work(
 ) -> None:
     """Trains what is not trained yet, shows the table and writes the results."""
     out, err = consoles()
-    first = next(iter(plans[0].runs.values()))
-    introduce(err, plans[0].place.settings, first.studies[0].layout)
+    first = next(plan for plan in plans if plan.runs)
+    introduce(err, first.place.settings, next(iter(first.runs.values())).studies[0].layout)
     for line in filter(None, said):
         err.print(line, soft_wrap=True)
     for i, plan in enumerate(plans):
@@ -191,6 +193,8 @@ def work(
         plan.place.settings["scenario"]: _trained(plan, benchmark, err, stop, len(plans) > 1)
         for plan in plans
     }
+    tell = partial(err.print, soft_wrap=True, highlight=False)
+    found = inferring.join(command, found, folder, benchmark, stop, tell)
     if not processes.is_main():
         return
     paths = [

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxcl.cli import scenarios
+from jaxcl.cli import inferring, scenarios
 from jaxcl.cli.options import Compare
 from jaxcl.cli.session import folder_of, layout_options, load, notes, sizes_that_exist
 from jaxcl.cli.streams import standard_output
@@ -83,7 +83,9 @@ def prepare(
     del cache, held
     benchmark = load(command.run, command.training)
     parts = scenarios.divide(command, folder_of(command.run, usual=command.run.benchmark))
-    return partial(_work, list(parts.values()), benchmark, devices)
+    inferring.check(command, benchmark)
+    trained = [part for part in parts.values() if part.choices]
+    return partial(_work, trained, benchmark, devices)
 
 
 def _work(

@@ -65,7 +65,8 @@ def prepare(
         _keep_forgotten(old.folder, folder)
     said = [cache, *notes(benchmark, plan.command.training), *_said(old, chosen)]
     said += [line for one in taken.values() for line in about(one)]
-    return partial(compare.work, [plan._replace(runs=taken)], benchmark, devices, folder, said)
+    plans = [plan._replace(runs=taken)]
+    return partial(compare.work, plan.command, plans, benchmark, devices, folder, said)
 
 
 def _finished(command: Extend) -> runs.Run:

@@ -75,7 +75,8 @@ def claim(
             f"{folder} holds a run of an earlier version of jaxcl, which this one cannot go on "
             f"with; {other}."
         )
-    for name in {**here, **there}:
+    # What the inputs are follows from the data, which are named first.
+    for name in sorted({**here, **there}, key=lambda name: name == "inputs"):
         if name == presets.KEY:  # which says where options come from that are compared themselves
             continue
         if name == "data" and here.get(name) != there.get(name):

@@ -47,12 +47,14 @@ class Growth(NamedTuple):
 
     @property
     def words(self) -> str:
-        """What is trained, for the terminal."""
+        """What is trained, for the terminal; "" for nothing, where every method infers the task."""
         parts = [
             f"{name} with {listed([str(seed) for seed in seeds[:20]])}"
             f"{' ...' if len(seeds) > 20 else ''}"
             for name, seeds in self.seeds.items()
         ]
+        if not parts:
+            return ""
         measured = (self.place.folder / inferred.FILES[0]).exists()
         goes = ". What jaxcl infer measured of the smaller run is removed then" if measured else ""
         return f"the run grows; what it lacks are the seeds of {'; '.join(parts)}{goes}"
@@ -155,6 +157,7 @@ def finish(growth: Growth, command: Compare) -> None:
             parts.append((apart[name].content, growth.seeds[name]))
         content = joining.join(parts, seeds_of(plainly(settings)))
         checkpoint.save(joined / "checkpoints" / name / f"task_{settings['tasks']}", content, about)
+    joined.mkdir(parents=True, exist_ok=True)  # there may be no checkpoint
     # Last: it says that all is there.
     write_settings(joined, settings, origin, command, growth.overridden)
     _take_places(folder)
@@ -163,7 +166,7 @@ def finish(growth: Growth, command: Compare) -> None:
 def _take_places(folder: Path) -> None:
     """Puts what is joined into the places of what was there; may be done again after a kill."""
     joined = folder / FOLDER / JOINED
-    for path in sorted((joined / "checkpoints").iterdir()):
+    for path in sorted((joined / "checkpoints").glob("*")):
         target = folder / "checkpoints" / path.name
         shutil.rmtree(target, ignore_errors=True)
         path.rename(target)

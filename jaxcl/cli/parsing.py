@@ -16,6 +16,7 @@ from jaxcl.cli.choosing import (
     method_names,
 )
 from jaxcl.cli.options import OF_COMPARE, PRESETS, Compare, Extend, Run, Sweep, flag, names_of
+from jaxcl.cli.scenarios import TOLD
 from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_choice, nearest
 from jaxcl.methods import check_distinct
@@ -208,7 +209,7 @@ def _check_scenarios(scenarios: Sequence[str], choices: Sequence[Choice]) -> Non
                 f"--{name}.scenario differs from the others'; all methods have the same: "
                 f"--scenario task,class compares them in both."
             )
-        if len(scenarios) > 1 and not {*scenarios} & {*choice.spec.scenarios}:
+        if not {*scenarios, TOLD} & {*choice.spec.scenarios}:
             raise ValueError(
                 f"{name} trains in the scenario {', '.join(choice.spec.scenarios)}, not in "
                 f"{listed(scenarios)}."

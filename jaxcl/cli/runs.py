@@ -65,7 +65,7 @@ def row(root: Path, folder: Path) -> list[str]:
 def _of_comparison(folder: Path) -> list[str]:
     one = open_run(folder)
     settings, tasks = one.settings, one.settings["tasks"]
-    names = list(map(str, settings["methods"]))
+    names = list(map(str, one.results.methods if one.results else settings["methods"]))
     accuracy = seconds = "-"
     state = f"{min(one.done.values(), default=0)} of {tasks} tasks"
     if one.results is not None:

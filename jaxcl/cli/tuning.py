@@ -55,7 +55,7 @@ def of(
             if getattr(words, name) != usual:
                 raise ValueError(f"{flag(name)} has no effect without --tune.")
         return list(choices), None
-    _check(words, scenarios)
+    _check(words, scenarios, choices)
     found, grids = [], {}
     for choice in choices:
         own = {k: v for k, v in given.items() if k in recipes.swept(choice.spec)}
@@ -79,9 +79,11 @@ def seeds_of(tune: Tune) -> list[int]:
     return list(range(FIRST, FIRST + tune.seeds))
 
 
-def _check(words: Any, scenarios: Sequence[str]) -> None:
+def _check(words: Any, scenarios: Sequence[str], choices: Sequence[Choice]) -> None:
     gridwords.check_samples(words.samples)
     if not 1 <= words.tune_seeds <= FIRST:
         raise ValueError(f"--tune-seeds must be from 1 to {FIRST:,}, got {words.tune_seeds}.")
     if len(scenarios) > 1:
         raise ValueError(f"--tune searches in one scenario, not in {listed(list(scenarios))}.")
+    for choice in choices:
+        recipes.check(choice)  # a search trains in the scenario itself, and infers no task

@@ -130,7 +130,8 @@ def folder(
         seed: for the division.
         validation: share of `train` that is held out where there is no `val`; 0.1 by default.
         size: pixels along a side, to which all images are resized; None where they have one size.
-        skip_corrupt: leave out images that cannot be read, and name them in `left_out`.
+        skip_corrupt: leave out images that cannot be read, and name them in `left_out`; with
+            `stream` each is opened once beforehand.
         stream: read the images for training while a network trains; it needs `size`, and `train`
             and `test`. Those for validation and testing are held.
         augment: give them cropped and flipped at random; with `stream`.
@@ -162,7 +163,10 @@ def folder(
             odd = sorted({*own} ^ {*classes})[0]
             raise ValueError(f"{root}: the class {odd} is not in each of {', '.join(parts)}.")
     if stream:
-        return _streamed(path, dict(zip(parts, files)), classes, size, augment, seed, validation)
+        skipped = tuple(map(_skim, files)) if skip_corrupt else ()
+        of = dict(zip(parts, files))
+        made = _streamed(path, of, classes, size, augment, seed, validation)
+        return made._replace(left_out=tuple(str(file) for part in skipped for file in part))
     read = [_read(own, classes, size, skip_corrupt) for own in files]
     left_out = tuple(str(file) for *_, skipped in read for file in skipped)
     arrays = _one_kind(path, [(images, labels) for images, labels, _ in read])
@@ -203,6 +207,26 @@ def _streamed(
     return made._replace(tasks=(made.tasks[0]._replace(names=tuple(classes)),))
 
 
+def _skim(files: dict[str, list[Path]]) -> list[Path]:
+    """Takes the images that cannot be read out of those of each class, and gives them."""
+    skipped = []
+    for name, own in files.items():
+        bad = [file for file in own if not _can_be_read(file)]
+        if len(bad) == len(own):
+            raise ValueError(f"none of the images of {name} can be read, such as {bad[0]}.")
+        files[name] = [file for file in own if file not in bad]
+        skipped += bad
+    return skipped
+
+
+def _can_be_read(file: Path) -> bool:
+    try:
+        open_image(file)
+    except ValueError:
+        return False
+    return True
+
+
 def files_by_class(root: Path) -> dict[str, list[Path]]:
     """The images of each class, in order; a class is a folder that holds images."""
     found: dict[str, list[Path]] = {}
@@ -212,7 +236,7 @@ def files_by_class(root: Path) -> dict[str, list[Path]]:
             found.setdefault(file.parent.relative_to(root).as_posix(), []).append(file)
     if len(found) < 2:
         raise ValueError(
-            f"{root} holds {len(found)} folders with images; it needs one for each class."
+            f"{root} holds {len(found) or 'no'} folder with images; it needs one for each class."
         )
     return found
 

@@ -59,7 +59,13 @@ class Images:
         return np.frombuffer(repr((self.size, self.channels, stats)).encode(), np.uint8)
 
     def batches(
-        self, order: Sequence[int] | np.ndarray, batch: int, *, seed: int, first: int = 0
+        self,
+        order: Sequence[int] | np.ndarray,
+        batch: int,
+        *,
+        seed: int,
+        first: int = 0,
+        step: int = 1,
     ) -> Iterator[np.ndarray]:
         """Batches in an order, read ahead by threads.
 
@@ -68,6 +74,7 @@ class Images:
             batch: images in each.
             seed: for crops and flips, which depend on it and on the place in the order.
             first: the batch to begin with: the whole state of the iterator.
+            step: from one batch to the next; more than 1 gives the share of one of several readers.
 
         Yields:
             [batch, size, size, channels] of bytes.
@@ -81,7 +88,7 @@ class Images:
         records = records.random_map(self._training_image).batch(batch)
         threads = os.cpu_count() or 1
         ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
-        return iter(records[first:].to_iter_dataset(ahead))
+        return iter(records[first::step].to_iter_dataset(ahead))
 
     def _training_image(self, row: int, rng: np.random.Generator) -> np.ndarray:
         image = self._open(self.files[row])

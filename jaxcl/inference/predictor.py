@@ -96,7 +96,7 @@ class Predictor(NamedTuple):
         chosen = np.asarray(task)
         for number in np.unique(chosen).tolist():
             self._task(number)
-        each = self._every_logits(images)
+        each = self.every_logits(images)
         if chosen.shape != each.shape[1:2]:
             raise ValueError(f"task has shape {chosen.shape} for {each.shape[1]} images.")
         return answer(each[chosen, np.arange(len(chosen))])
@@ -117,7 +117,7 @@ class Predictor(NamedTuple):
         if self.forgotten:
             scores[:, list(self.forgotten)] = -np.inf
         task = np.asarray(inferring.decide(jnp.asarray(scores), offset, batch))
-        return Inferred(task, scores, self._every_logits(images))
+        return Inferred(task, scores, self.every_logits(images))
 
     def calibrated(
         self, examples: Sequence[Any], rule: Rule | None = None, **options: Any
@@ -205,7 +205,12 @@ class Predictor(NamedTuple):
         )
         return np.asarray(found[0])
 
-    def _every_logits(self, images: Any) -> np.ndarray:
+    def every_logits(self, images: Any) -> np.ndarray:
+        """The answers of every task's network, float [tasks, N, C]; see `tasks.every_logits`.
+
+        Args:
+            images: as in `logits`.
+        """
         return np.moveaxis(self._in_parts("every logits", images), 1, 0)
 
     def _in_parts(self, program: str, images: Any, *rest: Any) -> np.ndarray:

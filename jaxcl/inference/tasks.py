@@ -141,6 +141,13 @@ def score(
     """
     if rule == "gradient":
         return _entropy_slopes(apply, view, x, logits.shape[0], temperature, classes)
+    return score_of_logits(logits, rule, temperature)
+
+
+def score_of_logits(
+    logits: jax.Array, rule: Rule = "entropy", temperature: ArrayLike = 1.0
+) -> jax.Array:
+    """`score` by a rule that reads the logits alone, which is each but "gradient"."""
     scaled = logits / temperature
     if rule == "entropy":
         return -entropy(scaled).T
@@ -219,8 +226,22 @@ def calibrate(
     size = min(size, len(task))
     rows = np.minimum(np.arange(-(-len(task) // size) * size), len(task) - 1).reshape(-1, size)
     scores = np.concatenate([np.asarray(scores_of(x[part])) for part in rows], 1)[:, : len(task)]
-    weight = (1 / (tasks * number))[task]
-    losses, offsets = jax.jit(jax.vmap(fit_offsets, (0, None, None)))(
+    return calibrated_by(scores, task, temperatures)
+
+
+def calibrated_by(
+    scores: np.ndarray, task: np.ndarray, temperatures: Sequence[float]
+) -> Calibration:
+    """What `calibrate` finds from the scores at each temperature.
+
+    Args:
+        scores: float [temperatures, N, tasks].
+        task: int [N], each example's; every task has one.
+        temperatures: those to choose from.
+    """
+    tasks = scores.shape[-1]
+    weight = (1 / (tasks * np.bincount(task, minlength=tasks)))[task]
+    losses, offsets = _fit_each(
         jnp.asarray(scores), jnp.asarray(task), jnp.asarray(weight, jnp.float32)
     )
     offsets = np.asarray(offsets)
@@ -258,6 +279,9 @@ def fit_offsets(
     fitted = last[0]
     offset = fitted["offset"] - jnp.mean(fitted["offset"])
     return loss(fitted), offset * spread / jnp.exp(fitted["slope"])
+
+
+_fit_each = jax.jit(jax.vmap(fit_offsets, (0, None, None)))
 
 
 def _entropy_slopes(apply, view, x, tasks, temperature, classes) -> jax.Array:

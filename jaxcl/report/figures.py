@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from jaxcl.report import metrics
 from jaxcl.report.colors import colors as colors_of
-from jaxcl.report.results import Results, Shown, shown_of, summary
+from jaxcl.report.results import Results, Shown, shown_in, shown_of, summary
 from jaxcl.report.text import plus_minus, write_whole
 
 MOST_PIXELS = 2**16 - 1  # along a side of a PNG that matplotlib draws
@@ -242,25 +242,28 @@ def scenarios(found: Mapping[str, Results]) -> Figure:
     Args:
         found: the results by scenario; a method need not be in each.
     """
-    shown = {name: one.shown for results in found.values() for name, one in results.methods.items()}
+    shown = shown_in(found.values())
     places = {name: -i for i, name in enumerate(shown)}
     figure = Figure(figsize=(6, 0.9 + 0.28 * len(places)), layout="constrained")
     ax, marks = figure.subplots(), "osD"
     shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.74, len(found)))
     for k, (scenario, results) in enumerate(found.items()):
-        rows = summary(results)
-        x = np.array([[100 * row.accuracy.mean, 100 * row.accuracy.half_width] for row in rows])
-        y = [places[row.method] for row in rows]
-        bars = np.minimum(np.nan_to_num(x[:, 1]), [x[:, 0], 100 - x[:, 0]])
-        look = {"color": shades[k], "ms": 5, "lw": 0, "elinewidth": 1.3}
-        ax.errorbar(x[:, 0], y, xerr=bars, fmt=marks[k % 3], label=scenario, **look)
+        for row in summary(results):
+            mean, half = 100 * row.accuracy.mean, 100 * np.nan_to_num(row.accuracy.half_width)
+            half, y = np.minimum(half, [[mean], [100 - mean]]), places[row.method]
+            hollow = {} if results.methods[row.method].inferred is None else {"mfc": "white"}
+            look = {"color": shades[k], "ms": 5, "lw": 0, "elinewidth": 1.3, **hollow}
+            ax.errorbar([mean], [y], xerr=half, fmt=marks[k % 3], **look)
+        ax.plot([], [], marks[k % 3], color=shades[k], ms=5, label=scenario)
         if results.chance is not None:
             ax.axvline(100 * results.chance, color=shades[k], lw=0.8, ls=":")
     ax.set_yticks(list(places.values()), [escaped(one.label) for one in shown.values()])
     ax.set(xlim=(0, 102), xlabel="test accuracy at the end (%)")
     ax.grid(axis="y", color="#eeeeee")
     ax.set_axisbelow(True)
-    figure.legend(loc="outside upper left", ncols=3, frameon=False, title="dotted: guessing")
+    inferred = any(one.inferred for r in found.values() for one in r.methods.values())
+    title = f"dotted: guessing{'; hollow: the task is inferred' if inferred else ''}"
+    figure.legend(loc="outside upper left", ncols=3, frameon=False, title=title)
     return figure
 
 

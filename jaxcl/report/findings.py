@@ -13,7 +13,8 @@ from jaxcl.report.charts import Chart
 from jaxcl.report.colors import colors, labels
 from jaxcl.report.export import records
 from jaxcl.report.html import head, scroll, section
-from jaxcl.report.results import Results, summary
+from jaxcl.report.results import Results, shown_in, summary
+from jaxcl.report.scenarios import marks
 from jaxcl.report.scenarios import note as scenarios_note
 from jaxcl.report.scenarios import rows as scenarios_rows
 from jaxcl.report.tables import WITHIN, Ledger, ledgers, share
@@ -153,13 +154,13 @@ def _results(found: Found, dropped: str) -> list[str]:
     header = ["Method"]
     for scenario in found:
         header += [f"{scenario}: accuracy (%)", f"{scenario}: forgetting (points)"]
-    rows = []
+    rows, shown = [], shown_in(found.values())
     for method, each in scenarios_rows(found).items():
-        cells = [head(next(iter(each.values())).shown.label)]
-        for scenario in found:
+        cells = [head(shown[method].label)]
+        for scenario, results in found.items():
             row, bold = each.get(scenario), {m: method in top[scenario, m] for m in MEASURES}
-            mark = "*" if row and row.diverged else ""
-            cells += [html.interval(row and row.accuracy, bold["accuracy"], mark)]
+            said = marks(row, results) if row else ""
+            cells += [html.interval(row and row.accuracy, bold["accuracy"], said)]
             cells += [html.interval(row and row.forgetting, bold["forgetting"])]
         rows.append(cells)
     said = (

@@ -76,12 +76,14 @@ def _inferred(name: str, rule: str, content: Mapping) -> Inferred:
     def read(key: str, *shape: int) -> np.ndarray:
         return numbers(f"{name}/{rule}/{key}", content[key], (shape,), str(shape), most=1)
 
-    told, both, classes = (
-        interval(read(key, seeds, tasks).mean(axis=1)) for key in ("told", "inferred", "classes")
-    )
-    confusion = read("confusion", seeds, tasks, tasks)
-    right = np.diagonal(confusion, axis1=1, axis2=2).mean(axis=1)
-    return Inferred(name, rule, (seeds, tasks), told, both, classes, interval(right))
+    def over(shares: np.ndarray) -> Interval:
+        """Of the seeds that did not diverge, if there are any."""
+        means = shares.mean(axis=1)
+        return interval(means[np.isfinite(means)] if np.isfinite(means).any() else means)
+
+    told, both, classes = (over(read(key, seeds, tasks)) for key in ("told", "inferred", "classes"))
+    right = over(np.diagonal(read("confusion", seeds, tasks, tasks), axis1=1, axis2=2))
+    return Inferred(name, rule, (seeds, tasks), told, both, classes, right)
 
 
 def table(found: list[Inferred]) -> str:

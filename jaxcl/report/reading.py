@@ -96,6 +96,7 @@ def _method(name: str, content: Any, seeds: int, tasks: int) -> MethodResults:
         _shown(content["shown"], f"{of}/shown") if "shown" in content else shown_of(name),
         _curves(content.get("curves") or {}, f"{of}/curves", seeds, tasks),
         _during(content.get("during"), f"{of}/during", seeds, tasks),
+        _text(content, "inferred", of) if content.get("inferred") is not None else None,
     )
 
 

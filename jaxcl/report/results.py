@@ -1,7 +1,7 @@
 """The results of a study: typed, read from JSON and turned into it, and summed up."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from jaxcl.report.paired import Pair
 
+RARE = ("during", "inferred")  # fields that are written where there is something
 AT_CHANCE = 0.1  # of the way from chance to perfect, below which a method has learned nothing
 
 
@@ -58,6 +59,8 @@ class MethodResults(NamedTuple):
         during: accuracy within each task's training, at points of which the first is before it, on
             every task so far, [seeds, tasks, points, tasks]; nan where it was not measured. None
             if that was not asked for; the setting `evaluate_every` is the points' distance.
+        inferred: the rule by which the task was inferred, of a method that was told it in training
+            and is measured without; None where the method trained as it is measured.
 
     >>> accuracy = np.array([[[0.9, np.nan], [0.8, 0.9]]])  # [seeds, tasks, tasks]
     >>> mine = MethodResults(accuracy, {}, 10, 0, 1.5, 1, [None], Shown("Mine", "mine"))
@@ -75,6 +78,7 @@ class MethodResults(NamedTuple):
     shown: Shown
     curves: Mapping[str, np.ndarray] = {}
     during: np.ndarray | None = None
+    inferred: str | None = None
 
 
 class Results(NamedTuple):
@@ -171,7 +175,7 @@ class Row(NamedTuple):
     Attributes:
         method: its name.
         accuracy: mean over the tasks at the end.
-        forgetting: None for a reference that sees no sequence.
+        forgetting: None for a reference that sees no sequence, and where the end alone is known.
         backward_transfer: likewise.
         parameters: number of the network's parameters.
         extra_bytes: memory beyond that of plain fine-tuning.
@@ -217,6 +221,16 @@ def shown_of(method: str | Spec) -> Shown:
     return Shown(spec.label, spec.words or spec.label, spec.color, spec.role, spec.divides)
 
 
+def shown_in(found: Iterable[Results]) -> dict[str, Shown]:
+    """How each method of several results appears: as where it is told what it was trained with."""
+    shown: dict[str, Shown] = {}
+    for results in found:
+        for name, method in results.methods.items():
+            if name not in shown or method.inferred is None:
+                shown[name] = method.shown
+    return shown
+
+
 def as_results(results: Results | Mapping[str, Any]) -> Results:
     """Results from what `results.json` holds, checked; Results as they are.
 
@@ -260,7 +274,7 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
     kept = counting(method)
     accuracy = method.accuracy[kept]
     capacity = method.measures.get("capacity")
-    in_order = method.shown.role != "upper"
+    in_order = method.shown.role != "upper" and not _end_alone(accuracy)
     forgetting = metrics.forgetting(accuracy)
     ends = interval(metrics.average_accuracy(accuracy))
     worst = -1.0 if chance is None else chance + AT_CHANCE * (1 - chance)
@@ -283,6 +297,12 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
         shown=method.shown,
         **_within(method, kept),
     )
+
+
+def _end_alone(accuracy: np.ndarray) -> bool:
+    """Whether the last row of [seeds, tasks, tasks] is known, and the diagonal is not."""
+    ends, own = accuracy[:, -1], np.diagonal(accuracy, axis1=1, axis2=2)
+    return bool(np.isfinite(ends).all() and np.isnan(own[:, :-1]).any())
 
 
 def _within(method: MethodResults, kept: np.ndarray) -> dict[str, Interval]:
@@ -315,7 +335,7 @@ def to_json(results: Results) -> dict[str, Any]:
             "free": None if capacity is None else _free(method, capacity),
             "reuse": None if overlap is None else metrics.reuse(overlap),
             "compression": own,
-            **{k: v for k, v in method._asdict().items() if k != "during" or v is not None},
+            **{k: v for k, v in method._asdict().items() if k not in RARE or v is not None},
             **({} if method.during is None else during.summed_up(method.during)),
             "shown": method.shown._asdict(),
         }

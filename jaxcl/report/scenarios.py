@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from jaxcl.core.checks import load_extra
 from jaxcl.report import text
-from jaxcl.report.results import Results, Row, summary
+from jaxcl.report.results import Results, Row, shown_in, summary
 from jaxcl.report.tables import divergences, intervals
 from jaxcl.report.text import plus_minus
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _NONE = ["-", "-"]
+INFERRED = "†"
 
 
 def rows(found: Mapping[str, Results]) -> dict[str, dict[str, Row]]:
@@ -95,14 +96,23 @@ def _cells(found: Mapping[str, Results]) -> tuple[list[str], list[list[str]]]:
     header = ["method"]
     for name in found:
         header += [f"{name} accuracy (%)", f"{name} forgetting"]
-    lines = []
-    for each in rows(found).values():
-        cells = [next(iter(each.values())).shown.label]
-        for row in (each.get(name) for name in found):
-            mark = "*" if row and row.diverged else ""
-            cells += [plus_minus(row.accuracy) + mark, plus_minus(row.forgetting)] if row else _NONE
+    lines, shown = [], shown_in(found.values())
+    for method, each in rows(found).items():
+        cells = [shown[method].label]
+        for name, results in found.items():
+            row = each.get(name)
+            if row is None:
+                cells += _NONE
+                continue
+            cells += [plus_minus(row.accuracy) + marks(row, results), plus_minus(row.forgetting)]
         lines.append(cells)
     return header, lines
+
+
+def marks(row: Row, results: Results) -> str:
+    """What stands behind an accuracy, as the note says."""
+    inferred = INFERRED if results.methods[row.method].inferred else ""
+    return inferred + ("*" if row.diverged else "")
 
 
 def note(found: Mapping[str, Results]) -> str:
@@ -117,6 +127,10 @@ def note(found: Mapping[str, Results]) -> str:
         if results.chance is not None
     ]
     said += [f"Guessing gives {text.listed(levels)}."] if levels else []
+    rules = [one.inferred for r in found.values() for one in r.methods.values() if one.inferred]
+    if rules:
+        words = f"{INFERRED} Trained told the task, which is then inferred from the input"
+        said += [f"{words} ({text.listed([*dict.fromkeys(rules)])})."]
     if any(len(each) < len(found) for each in rows(found).values()):
-        said += ["Methods without numbers in a scenario have to be told the task when they train."]
+        said += ["A method without numbers in a scenario was not trained in it."]
     return " ".join(said)

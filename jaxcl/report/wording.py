@@ -33,12 +33,14 @@ def sentence(results: Results | Mapping[str, Any]) -> str:
     several = results.tasks > 1
 
     parts = []
-    groups = [[lower] if lower else [], others]
+    followed = [row for row in others if row.forgetting]  # from task to task
+    groups = [[lower] if lower else [], followed]
     if len(others) > FEW:  # those that forget nothing by name, the others by their range
         groups[1:] = [
-            [row for row in others if row.keeps_all],
-            [row for row in others if not row.keeps_all],
+            [row for row in followed if row.keeps_all],
+            [row for row in followed if not row.keeps_all],
         ]
+    groups.append([row for row in others if row not in followed])
     for group in filter(None, groups):
         parts.append(_clause(group, upper, several, first=not parts))
     if upper and not any(upper.shown.words in part for part in parts):
@@ -86,7 +88,7 @@ def _clause(group: list[Row], upper: Row | None, several: bool, first: bool) -> 
     s, text = "" if len(group) > 1 else "s", _some(group)
     if len(group) > FEW and not first:
         text = f"the other {text}"
-    if several:
+    if several and group[0].forgetting:
         points = _values([row.forgetting.mean for row in group if row.forgetting], _points)
         average = " points on average" if first else ""
         nothing = all(row.keeps_all for row in group)

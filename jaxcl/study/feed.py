@@ -12,6 +12,7 @@ import numpy as np
 from jaxcl import train
 from jaxcl.core import masks
 from jaxcl.data.benchmark import Benchmark, Split, is_streamed
+from jaxcl.study import replicas
 from jaxcl.study.programs import Study
 from jaxcl.train.loop import epoch_key, random_order
 from jaxcl.train.types import Data, Learner, Setup
@@ -87,6 +88,8 @@ def windows(
 ) -> Iterator[tuple[Data, int]]:
     """The batches of an epoch's steps, in an order that the first seed draws for all.
 
+    What is streamed is read once: several processes take turns at the batches, and exchange them.
+
     Args:
         study: whose benchmark holds the examples, or streams them.
         setup: its setup.
@@ -106,19 +109,44 @@ def windows(
     order = order[np.arange(steps * size) % len(y)]  # the last batch is filled up
     batch_bytes = size * math.prod(x.shape[1:]) * x.dtype.itemsize
     length = max(1, min(steps, WINDOW_BYTES // max(1, batch_bytes)))
-    if is_streamed(x):
-        seed = int(np.random.default_rng([int(study.seeds[0]), task, epoch]).integers(2**31))
-        batches = x.batches(order, size, seed=seed, first=first)
-    else:
-        batches = (x[order[i * size : (i + 1) * size]] for i in range(first, steps))
+    seed = int(np.random.default_rng([int(study.seeds[0]), task, epoch]).integers(2**31))
+    read = _streamed(x, order, size, seed, first) if is_streamed(x) else _held(x, order, size)
     while first < last:
         end = min(last, first + length)
-        rows = np.concatenate([next(batches) for _ in range(first, end)])
+        rows = read(first, end)
         labels = y[order[first * size : end * size]]
         fill = length * size - len(rows)
         rows, labels = (np.pad(a, [(0, fill)] + [(0, 0)] * (a.ndim - 1)) for a in (rows, labels))
         yield Data(rows, labels, np.int32(len(y)), None, np.int32(first)), end
         first = end
+
+
+def _held(x: np.ndarray, order: np.ndarray, size: int) -> Callable[[int, int], np.ndarray]:
+    """The rows of the batches from one number to another, of an array."""
+    return lambda first, end: x[order[first * size : end * size]]
+
+
+def _streamed(
+    x: Any, order: np.ndarray, size: int, seed: int, begin: int
+) -> Callable[[int, int], np.ndarray]:
+    """The same of images in files, for windows that follow one another from the batch `begin` on.
+
+    All learners go through one order, so that every process needs every row. Each reads its share.
+    """
+    several, index = jax.process_count(), jax.process_index()
+    mine = x.batches(order, size, seed=seed, first=begin + index, step=several)
+
+    def read(first, end):
+        owner = (np.arange(first, end) - begin) % several
+        rows = [next(mine) for _ in range(np.sum(owner == index))]
+        if several == 1:
+            return np.concatenate(rows)
+        most = -(-(end - first) // several)
+        rows += [np.zeros((size, *x.shape[1:]), x.dtype)] * (most - len(rows))
+        every = replicas.gather(np.stack(rows))  # [processes, most, size, ...]
+        return np.concatenate(every[owner, np.arange(end - first) // several])
+
+    return read
 
 
 def stack(splits: Sequence[Split]) -> Data:

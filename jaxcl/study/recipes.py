@@ -58,7 +58,8 @@ class Options:
         norm: statistics, scales and shifts of norm layers under methods that isolate tasks.
         scenario: what a network is told: the task, and has a head for it; nothing, with one head
             for all tasks (domain); or nothing, and tells the classes of all tasks apart (class).
-            "jaxcl compare" takes several, as in task,class, and shows them side by side.
+            "jaxcl compare" takes several, as in task,class, and shows them side by side; a method
+            that has to be told the task trains so, and infers it in the others.
         unseen: in the scenario class, whether logits of classes still to come are masked or kept.
         order: of the examples in an epoch: each seed draws its own, or one serves all, as what is
             streamed needs; then a task's boundary sees a sample of its examples.
@@ -367,7 +368,7 @@ def recipe(
     choice = _choice(method, options)
     check(choice)
     limit = tasks or len(benchmark.tasks)
-    _check_scenario(choice, benchmark)
+    check_scenario(choice.shared.scenario, benchmark)
     loss, metric = judged_by(benchmark)
     augment = augmentation(benchmark, choice.shared.augment)
     check_order(benchmark, choice.shared.order)
@@ -410,11 +411,20 @@ def recipe(
     return setup
 
 
-def _check_scenario(choice: Choice, benchmark: Benchmark) -> None:
+def check_scenario(scenario: str, benchmark: Benchmark) -> None:
+    """Raises ValueError for a benchmark whose tasks do not suit a scenario.
+
+    Args:
+        scenario: "task", "domain" or "class".
+        benchmark: the sequence of tasks.
+
+    >>> from jaxcl import data
+    >>> check_scenario("class", data.load("split_digits,classes=0-1/2-4"))  # unequal tasks fit
+    """
     each = {task.classes for task in benchmark.tasks}
-    if choice.shared.scenario == "class" and benchmark.regression:
+    if scenario == "class" and benchmark.regression:
         raise ValueError(f"{benchmark.name}: the scenario 'class' needs classes, not targets.")
-    if choice.shared.scenario == "domain" and len(each) > 1:
+    if scenario == "domain" and len(each) > 1:
         raise ValueError(
             f"{benchmark.name}: the scenario 'domain' needs tasks of the same classes, but they "
             f"have {', '.join(map(str, sorted(each)))}."

@@ -238,6 +238,11 @@ def _put(tree: PyTree, sharding: NamedSharding) -> PyTree:
     return jax.tree.map(put, tree)
 
 
+def gather(array: np.ndarray) -> np.ndarray:
+    """An array of each process, of one shape, as [processes, ...] on every host."""
+    return np.asarray(multihost_utils.process_allgather(array))
+
+
 def fetch(tree: PyTree, layout: Layout) -> PyTree:
     """The replicas' arrays on every host, without the surplus replicas.
 

@@ -106,7 +106,6 @@ def snapshot(folder):
         ("compare --out \udcff", r"'\udcff' holds what cannot be printed"),
         ("compare --scenario task,klass", "--scenario must be one of 'task', 'domain', 'class'"),
         ("compare --scenario task,task", "--scenario names task twice: task,task"),
-        ("compare --scenario class,domain", "pnn trains in the scenario task, not in class and"),
         (
             "compare --methods finetune,ewc --ewc.scenario class",
             "--ewc.scenario differs from the others'; all methods have the same",

@@ -89,7 +89,7 @@ def test_folders_that_hold_no_set(tmp_path):
     with pytest.raises(ValueError, match="nowhere is no folder"):
         data.folder(tmp_path / "nowhere")
     images(tmp_path, ("ant",))
-    with pytest.raises(ValueError, match="holds 1 folders with images; it needs one for each"):
+    with pytest.raises(ValueError, match="holds 1 folder with images; it needs one for each"):
         data.folder(tmp_path)
     images(tmp_path, ("bee",), each=2)
     with pytest.raises(ValueError, match="class 1 has 2 examples, too few for 3 parts"):

@@ -26,6 +26,19 @@ def test_streamed_images_are_those_that_are_held(both):
     np.testing.assert_array_equal(np.asarray(streamed.train.x[some]), held.train.x[some])
 
 
+def test_corrupt_images_are_left_out_if_asked(tmp_path):
+    pictures(tmp_path / "train", each=3), pictures(tmp_path / "test", each=2)
+    bad = tmp_path / "train" / "bee" / "1.png"
+    bad.write_bytes(bad.read_bytes()[:60])
+    made = data.folder(tmp_path, size=6, stream=True, skip_corrupt=True)
+    assert made.left_out == (str(bad),)
+    assert len(made.tasks[0].train.y) + len(made.tasks[0].val.y) == 11
+    for other in ("0", "2"):
+        bad.with_stem(other).write_bytes(b"")
+    with pytest.raises(ValueError, match="none of the images of bee can be read, such as"):
+        data.folder(tmp_path, size=6, stream=True, skip_corrupt=True)
+
+
 def test_sequences_of_them_read_nothing(both, monkeypatch):
     held, streamed = (data.split(one, 2) for one in both)
     for task, same in zip(streamed.tasks, held.tasks, strict=True):

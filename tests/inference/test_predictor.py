@@ -9,7 +9,7 @@ from jaxcl import train
 from jaxcl.core import masks
 from jaxcl.inference import inputs
 from jaxcl.inference.inputs import Inputs
-from jaxcl.inference.measuring import measure
+from jaxcl.inference.measuring import after_each, measure
 from jaxcl.inference.predictor import SIZE, predictor
 from jaxcl.methods import REGISTRY
 from tests.inference import trained_runs
@@ -82,6 +82,23 @@ def test_measured_told_and_inferring(method, rule):
         np.testing.assert_allclose(result.classes[task], right.mean())
         np.testing.assert_allclose(result.inferred[task], (right & (chosen == task)).mean())
     assert np.all(result.inferred <= np.minimum(result.classes, result.tasks) + 1e-9)
+
+
+def test_after_each_task_as_it_was_measured_then():
+    """Of networks that stay as they are: what each learner on the way is measured to do."""
+    tests = [examples(task, 10 + task, seed=7) for task in range(TASKS)]
+    held_out = [examples(task, 8, seed=6)[0] for task in range(TASKS)]
+    found = after_each(trained_runs.trained_predictor("packnet"), held_out, tests)
+    for count in range(1, TASKS + 1):
+        then = trained_runs.trained_predictor("packnet", count).calibrated(held_out[:count])
+        for one, other in zip(found[count - 1], measure(then, tests[:count])):
+            np.testing.assert_allclose(one, other)
+    # The broken twin: the calibration of the end, of which some row differs.
+    assert not np.array_equal(found[1].confusion, found[2].confusion[:2, :2])
+    with pytest.raises(ValueError, match="after_each: rule must be one of 'entropy'"):
+        after_each(
+            trained_runs.trained_predictor("packnet")._replace(rule="gradient"), held_out, tests
+        )
 
 
 @pytest.mark.parametrize("method", [*ISOLATING, "den", "finetune"])

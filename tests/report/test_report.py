@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxcl import report
+from jaxcl.report.results import as_results
 from tests.report.studies import method, study
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -172,6 +173,21 @@ SENTENCES = {
 def test_sentence(case):
     results, expected = SENTENCES[case]
     assert report.sentence(results) == expected
+
+
+def test_a_matrix_of_which_the_end_alone_is_known():
+    """It has an accuracy and no forgetting, and is not said to have failed."""
+    end = method([0.5, 0.6, 0.7])
+    accuracy = np.array(end["accuracy"])
+    accuracy[:, :-1] = np.nan
+    found = study(finetune=method([0.1] * 3), hat=method([0.9] * 3), den=end | {"inferred": "x"})
+    found["methods"]["den"]["accuracy"] = accuracy.tolist()
+    rows = report.summary(found)
+    assert [row.forgetting is None for row in rows] == [False, False, True]
+    said = report.sentence(found)
+    assert "HAT forgets nothing and ends at 90.0%; DEN ends at 70.0%" in said
+    assert "| DEN | 70.0 ± 16.6 | - | - |" in report.markdown(found)
+    assert as_results(found).methods["den"].inferred == "x"
 
 
 def test_what_is_forgotten_and_won_back_is_not_nothing():

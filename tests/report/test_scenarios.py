@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxcl import report
+from jaxcl.report import findings
 from jaxcl.report.results import as_results
 from tests.report.studies import method, study
 
@@ -21,6 +22,22 @@ def test_a_line_for_each_method_and_two_columns_for_each_scenario():
     ends = np.array([0.2, 0.3, 0.4]) * 2 / 3 + 0.9 / 3
     assert cells[0][3].startswith(f"{100 * ends.mean():.1f} ")
     assert cells[1][3:] == ["-", "-"]
+
+
+def test_what_is_inferred_is_marked():
+    both = found()
+    hat = both["task"].methods["hat"]
+    shown = hat.shown._replace(label="HAT (inferred)")
+    methods = {**both["class"].methods, "hat": hat._replace(inferred="energy", shown=shown)}
+    both["class"] = both["class"]._replace(methods=methods)
+    order = {"class": both["class"], "task": both["task"]}
+    page = report.scenarios_markdown(order)
+    [line] = [line for line in page.splitlines() if line.startswith("| HAT |")]
+    assert line.startswith("| HAT | 90.0 ± 0.0† |") and line.count("†") == 1
+    assert "† Trained told the task, which is then inferred from the input (energy)." in page
+    assert "†" not in report.scenarios_markdown(found())
+    table = findings.sections(order, findings.charts_of(order), "")[0]
+    assert table.count("†</") == 1 and ">HAT</th>" in table
 
 
 def test_what_diverged_is_named_with_its_scenario():

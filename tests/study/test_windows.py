@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxcl import data, recipes, study
+from jaxcl.data import streaming
 from jaxcl.study import feed
 from jaxcl.train.augmentation import crop_and_flip
 from tests.data.pictures import pictures
@@ -61,6 +62,40 @@ def test_a_stream_goes_on_from_any_event(both, monkeypatch):
     learners, cursor = kept
     again = end(both[1], learners=learners, first=cursor)
     jax.tree.map(np.testing.assert_array_equal, whole[1], again[1])
+
+
+def test_several_processes_read_each_image_once_and_have_every_batch(tmp_path, monkeypatch):
+    """Two processes in turn: what each gives the other is taken down, and then handed out."""
+    pictures(tmp_path / "train"), pictures(tmp_path / "test", each=4, seed=1)
+    made = data.load(f"split_folder:{tmp_path},size=6,stream=yes,augment=yes", tasks=2)
+    monkeypatch.setattr(feed, "WINDOW_BYTES", 3 * 2 * 6 * 6 * 3)  # three steps, an odd number
+    options = recipes.Options(hidden=(8,), batch=2, order="one")
+    one = recipes.studies("finetune", made, options, seeds=[0])[0]
+    read = []
+    opened = streaming.open_image
+    monkeypatch.setattr(streaming, "open_image", lambda file: read.append(file) or opened(file))
+
+    def windows():
+        return [part.x for part, _ in feed.windows(one, one.setup, 1, 0, 1, 9)]
+
+    expected = windows()
+    alone = sorted(read)
+    assert len(expected) == 3
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    given, seen = {0: [], 1: []}, []
+    for me in (0, 1):
+        read.clear()
+        monkeypatch.setattr(jax, "process_index", lambda me=me: me)
+        gather = lambda rows, me=me: given[me].append(rows) or np.stack([rows, rows])  # noqa: E731
+        monkeypatch.setattr(feed.replicas, "gather", gather)
+        windows()
+        seen.append(sorted(read))
+    assert sorted(seen[0] + seen[1]) == alone and not {*seen[0]} & {*seen[1]}
+    for me in (0, 1):
+        both = iter(map(np.stack, zip(*given.values())))
+        monkeypatch.setattr(jax, "process_index", lambda me=me: me)
+        monkeypatch.setattr(feed.replicas, "gather", lambda rows, both=both: next(both))
+        jax.tree.map(np.testing.assert_array_equal, windows(), expected)
 
 
 def test_the_one_order_is_the_first_seeds_own(both):
