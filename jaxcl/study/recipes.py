@@ -375,14 +375,11 @@ def recipe(
     prepare, x = normalize(benchmark), benchmark.tasks[0].train.x
     sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
     classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
-
-    @functools.cache  # every program asks for it, and it does not depend on the settings
-    def network_of(width: float) -> Model:
-        with jax.ensure_compile_time_eval():
-            return _network(choice, benchmark, width)
+    if choice.model is None:  # every program asks for it, and no setting changes it
+        choice = choice._replace(model=functools.cache(partial(network, benchmark, choice.shared)))
 
     def setup(settings: Mapping[str, jax.Array]) -> Setup:
-        chosen = with_settings(choice, settings)._replace(model=network_of)
+        chosen = with_settings(choice, settings)
         built, shared = _built(chosen, benchmark, limit), chosen.shared
         if benchmark.regression:
             check_targets(choice.spec.name, built)
