@@ -33,10 +33,12 @@ class Asked(NamedTuple):
     )
 
 
+DEFAULT = ("finetune", "joint", "pnn", "hat", "packnet")  # those of `jaxcl compare`
 SEARCHES = {
     "split_digits": Asked((10, 30)),
     "permuted_digits": Asked((10, 20, 30)),
     "permuted_mnist": Asked((2,), 1, (0.005, 0.02, 0.05), ("finetune", "packnet", "hat")),
+    "split_mnist5k": Asked((10,), methods=DEFAULT),
 }
 RESULTS = Path(__file__).parent / "results" / "defaults"
 

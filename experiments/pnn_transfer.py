@@ -71,7 +71,7 @@ def cropped(benchmark: data.Benchmark) -> data.Benchmark:
 
 def networks(column: models.Model) -> dict[str, tuple]:
     """Each competitor: method, network, and its start from fresh and from source parameters."""
-    tuned, progressive = jaxcl.finetune(), jaxcl.pnn(column, 2)
+    tuned, progressive = jaxcl.finetune(), jaxcl.pnn(column, 2, alpha=1.0)
     head_only = tuned._replace(
         trainable=lambda theta, state, task: masks.by_path(theta, [("^head/", True), ("", False)])
     )

@@ -40,6 +40,7 @@ SPEC = Spec(
         "permuted_mnist": {"learning_rate": 0.005},
         "permuted_digits": {"learning_rate": 0.02},
         "split_digits": {"learning_rate": 0.02},
+        "split_mnist5k": {"learning_rate": 0.02},
     },
 )
 
@@ -52,5 +53,8 @@ JOINT = Spec(
     role="upper",
     scenarios=("task", "domain", "class"),
     by_default=True,
-    presets={"permuted_digits": {"learning_rate": 0.02}},
+    presets={
+        "permuted_digits": {"learning_rate": 0.02},
+        "split_mnist5k": {"learning_rate": 0.02},
+    },
 )

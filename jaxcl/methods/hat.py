@@ -409,5 +409,6 @@ SPEC = Spec(
         "permuted_mnist": {"learning_rate": 0.02, "s_max": 100.0},
         "permuted_digits": {"s_max": 50.0, "c": 0.25},
         "split_digits": {"learning_rate": 0.1, "s_max": 200.0, "c": 0.25},
+        "split_mnist5k": {"s_max": 50.0},
     },
 )

@@ -314,5 +314,9 @@ SPEC = Spec(
     example="--prune 0.25,0.5,0.75",
     reference="Mallya and Lazebnik, PackNet (2018)",
     by_default=True,
-    presets={"permuted_mnist": {"learning_rate": 0.02}, "split_digits": {"retrain_scale": 0.1}},
+    presets={
+        "permuted_mnist": {"learning_rate": 0.02},
+        "split_digits": {"retrain_scale": 0.1},
+        "split_mnist5k": {"learning_rate": 0.02},
+    },
 )

@@ -37,7 +37,7 @@ class PNNOptions:
     """
 
     lateral: Literal["adapter", "linear"] = "adapter"
-    alpha: float = option(1.0, sweep=True, tune=(0.1, 1.0))
+    alpha: float = option(0.1, sweep=True, tune=(0.1, 1.0))
     column_width: float = option(1.0, above=0)
 
 
@@ -406,7 +406,7 @@ SPEC = Spec(
     ),
     reference="Rusu et al., Progressive Neural Networks (2016)",
     by_default=True,
-    presets={"split_digits": {"alpha": 0.1}},
+    presets={"permuted_digits": {"alpha": 1.0}},
 )
 
 INDEPENDENT = Spec(
