@@ -1,7 +1,10 @@
-"""Folders of runs, finished and not, without training."""
+"""Folders of runs, finished and not, without training; and what the command says."""
 
 import json
 
+import pytest
+
+from jaxcl.cli import main as cli
 from jaxcl.report.results import as_results
 from tests.report.studies import method, study
 
@@ -40,3 +43,18 @@ def unfinished(folder, found=None, done=2):
     for task in range(1, done + 1):
         (folder / "checkpoints" / "finetune" / f"task_{task}").mkdir(parents=True)
     return folder
+
+
+def refused(capsys, *words, code=2):
+    """The one line that the command says when it ends with this code."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as end:
+        cli.main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out, err.count("\n")) == (code, "", 1)
+    return err
+
+
+def snapshot(folder):
+    """The files of a folder, and what they hold."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,7 +1,6 @@
 """The command: what it writes, how it goes on, and how it refuses."""
 
 import json
-import os
 import re
 import shlex
 import shutil
@@ -17,21 +16,9 @@ from jaxcl.cli import main as cli
 from jaxcl.cli import sweep
 from jaxcl.report import figures
 from jaxcl.study import events
+from tests.cli.runs import refused, snapshot
 
-TINY = [
-    "--benchmark",
-    "split_digits",
-    "--tasks",
-    "2",
-    "--epochs",
-    "2",
-    "--seeds",
-    "3",
-    "--hidden",
-    "8",
-    "--devices",
-    "2",
-]
+TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 2 --seeds 3 --hidden 8 --devices 2")
 PLOTS = ("accuracy", "matrix", "capacity", "curves")
 FILES = {
     *("settings.json", "results.json", "table.md", "curves.csv", "checkpoints"),
@@ -39,39 +26,9 @@ FILES = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """The devices of conftest.py, and one cache of programs for all tests and their workers."""
-    jax.devices()  # from here on the command takes them as they are
-    before = jax.config.values["jax_compilation_cache_dir"]
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_enable_compilation_cache", True)
-
-
 def compare(out, *words, methods="finetune,packnet"):
     cli.main(["compare", "--methods", methods, "--out", str(out), *TINY, *words])
     return json.loads((out / "split_digits" / "results.json").read_text())
-
-
-def refused(capsys, *words, code=2):
-    """The one line that the command says when it ends with this code."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main(list(words))
-    out, err = capsys.readouterr()
-    assert end.value.code == code
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_evaluated_within_tasks_and_logged(tmp_path, capsys):

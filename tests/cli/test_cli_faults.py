@@ -26,17 +26,6 @@ TINY += ["--hidden", "4", "--devices", "1"]
 COMPARE = ["compare", "--methods", "finetune", *TINY]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    jax.devices()  # from here on the command takes them as they are
-    before = jax.config.values["jax_compilation_cache_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_enable_compilation_cache", True)
-
-
 def ends(capsys, words, code=2):
     """What the command says last when it ends with this code."""
     capsys.readouterr()

@@ -1,7 +1,6 @@
 """A comparison in several scenarios: its parts, its table, and how it goes on."""
 
 import json
-import os
 import shlex
 from contextlib import ExitStack
 
@@ -20,19 +19,6 @@ from jaxcl.cli.session import load
 from jaxcl.report.comparing import chance
 
 TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    jax.devices()  # from here on the command takes them as they are
-    before = jax.config.values["jax_compilation_cache_dir"]
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_enable_compilation_cache", True)
 
 
 def compare(out, *words):

@@ -3,7 +3,6 @@
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 
@@ -12,29 +11,12 @@ from jaxcl import data
 from jaxcl.cli import main as cli
 from jaxcl.cli.parsing import parse
 from jaxcl.study.recipes import Options
-
-
-@pytest.fixture(scope="module", autouse=True)
-def devices():
-    """The devices of conftest.py; from here on the command takes them as they are."""
-    jax.devices()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
+from tests.cli import runs
+from tests.cli.runs import snapshot
 
 
 def refused(capsys, *words, code=2):
-    """The one line that the command says when it ends with this code."""
-    with pytest.raises(SystemExit) as end:
-        cli.main([*words, "--no-cache"])
-    out, err = capsys.readouterr()
-    assert end.value.code == code
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return runs.refused(capsys, *words, "--no-cache", code=code)
 
 
 # Bad input

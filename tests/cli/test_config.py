@@ -6,7 +6,7 @@ import json
 import pytest
 
 from jaxcl.cli.parsing import parse
-from tests.cli.test_plot_merge import said
+from tests.cli.runs import refused
 
 
 @pytest.fixture
@@ -83,9 +83,11 @@ def test_a_sweep_from_a_file(file):
     ],
 )
 def test_refused(text, message, file, capsys):
-    assert message in said(capsys, "compare", "--config", file(text))
+    assert message in refused(capsys, "compare", "--config", file(text))
 
 
 def test_no_file(capsys):
-    assert "there is no file 'nowhere.yaml'" in said(capsys, "compare", "--config", "nowhere.yaml")
-    assert "there is no file ''" in said(capsys, "compare", "--config")
+    assert "there is no file 'nowhere.yaml'" in refused(
+        capsys, "compare", "--config", "nowhere.yaml"
+    )
+    assert "there is no file ''" in refused(capsys, "compare", "--config")

@@ -39,18 +39,6 @@ cli.main()
 """
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    """One cache of programs for all processes."""
-    jax.devices()  # from here on the command takes them as they are
-    before = jax.config.values["jax_compilation_cache_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_enable_compilation_cache", True)
-
-
 def launch(*words, program=("-m", "jaxcl"), **environment):
     """A process on a CPU."""
     return subprocess.Popen(

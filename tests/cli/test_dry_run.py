@@ -1,6 +1,5 @@
 """`jaxcl compare --dry-run`: what a study would need, without training."""
 
-import jax
 import pytest
 
 from jaxcl.cli import main as cli
@@ -8,13 +7,6 @@ from jaxcl.study import events
 
 WORDS = ["compare", "--dry-run", "--methods", "er", "--tasks", "2", "--seeds", "2"]
 WORDS += ["--hidden", "4", "--devices", "2", "--no-cache"]
-
-
-@pytest.fixture(autouse=True)
-def _devices():
-    jax.devices()
-    yield
-    jax.config.update("jax_enable_compilation_cache", True)
 
 
 def test_it_says_what_is_needed_and_neither_trains_nor_writes(tmp_path, monkeypatch, capsys):

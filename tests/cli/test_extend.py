@@ -11,16 +11,11 @@ import jaxcl
 from jaxcl.cli import main as cli
 from jaxcl.methods import replay
 from jaxcl.study import comparison
+from tests.cli import runs
 
 WORDS = ["--methods", "finetune,packnet", "--steps", "4", "--seeds", "2", "--hidden", "8"]
 WORDS += ["--devices", "2"]
 MACHINE = ["--devices", "2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def devices():
-    """Those of conftest.py; from here on the command takes them as they are."""
-    jax.devices()
 
 
 def compare(out, name, *words):
@@ -44,13 +39,7 @@ def two(out, tmp_path):
 
 
 def refused(capsys, *words):
-    """The one line that the command says when it ends with code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main(["extend", *map(str, words), *MACHINE])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
-    return err
+    return runs.refused(capsys, "extend", *words, *MACHINE)
 
 
 def assert_same(one, other):

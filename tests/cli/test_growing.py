@@ -1,6 +1,7 @@
 """A finished run grows by what it lacks, and is then the run that was done at once."""
 
 import json
+import shlex
 
 import jax
 import numpy as np
@@ -9,20 +10,9 @@ import pytest
 import jaxcl
 from jaxcl.cli import growing
 from jaxcl.cli import main as cli
-from tests.cli.test_plot_merge import said, snapshot
+from tests.cli.runs import refused, snapshot
 
-TINY = [
-    "--benchmark",
-    "split_digits",
-    "--tasks",
-    "2",
-    "--epochs",
-    "1",
-    "--hidden",
-    "8",
-    "--devices",
-    "2",
-]
+TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --hidden 8 --devices 2")
 
 
 def compare(out, name, *words):
@@ -35,9 +25,9 @@ def test_more_seeds_and_methods_are_those_of_a_run_at_once(tmp_path, monkeypatch
     (tmp_path / "grown" / "inferred.json").write_text("{}")  # as if measured
     more = compare(tmp_path, "grown", "--methods", "finetune,packnet", "--seeds", 4)
     before = snapshot(tmp_path)
-    assert "add --resume to train only what it lacks" in said(capsys, *more)
+    assert "add --resume to train only what it lacks" in refused(capsys, *more)
     epochs = compare(tmp_path, "grown", "--methods", "finetune", "--seeds", 2, "--epochs", 2)
-    assert "to which none can be added" in said(capsys, *epochs, "--resume")
+    assert "to which none can be added" in refused(capsys, *epochs, "--resume")
     assert snapshot(tmp_path) == before
 
     def stop(*args):

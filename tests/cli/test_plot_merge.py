@@ -7,23 +7,8 @@ import pytest
 from jaxcl.cli import main as cli
 from jaxcl.report.results import Results
 from tests.cli import runs
+from tests.cli.runs import refused, snapshot
 from tests.report.studies import method
-
-
-def said(capsys, *words, code=2):
-    """The one line of a refusal."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main([str(word) for word in words])
-    out, err = capsys.readouterr()
-    assert end.value.code == code
-    assert out == ""
-    assert err.count("\n") == 1
-    return err
-
-
-def snapshot(folder):
-    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_plot_draws_the_same_again(tmp_path, capsys):
@@ -72,7 +57,7 @@ def test_refused(words, message, tmp_path, monkeypatch, capsys):
         runs.finished(tmp_path / name)
         (tmp_path / name / file).write_text(text)
     before = snapshot(tmp_path)
-    assert message in said(capsys, *words)
+    assert message in refused(capsys, *words)
     assert snapshot(tmp_path) == before
 
 

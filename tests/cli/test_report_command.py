@@ -4,7 +4,7 @@ import pytest
 
 from jaxcl.cli import main as cli
 from tests.cli import runs
-from tests.cli.test_plot_merge import said, snapshot
+from tests.cli.runs import refused, snapshot
 
 
 def test_writes_one_page(tmp_path, capsys):
@@ -27,7 +27,7 @@ def test_a_run_in_several_scenarios_is_one_page(tmp_path, capsys):
     text = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert text.index("task: accuracy") < text.index("class: accuracy")
     runs.finished(tmp_path / "one")
-    message = said(capsys, "report", tmp_path / "one", tmp_path / "both")
+    message = refused(capsys, "report", tmp_path / "one", tmp_path / "both")
     assert "both is a run in several scenarios; report it alone, or give its parts: " in message
 
 
@@ -48,11 +48,11 @@ def test_refused(words, message, tmp_path, monkeypatch, capsys):
     runs.finished(tmp_path / "class", scenario="class")
     runs.unfinished(tmp_path / "begun")
     before = snapshot(tmp_path)
-    assert message in said(capsys, *words)
+    assert message in refused(capsys, *words)
     assert snapshot(tmp_path) == before
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "vl_convert", None)
-    message = said(capsys, "report", runs.finished(tmp_path / "one"))
+    message = refused(capsys, "report", runs.finished(tmp_path / "one"))
     assert 'pip install "jaxcl[report]"' in message

@@ -23,17 +23,6 @@ SWEEP = ["sweep", "packnet", "--learning-rate", "0.05,0.1", *TINY]
 KEPT = ("accuracy", "measures", "curves", "diverged", "combinations", "best", "test")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def cache(tmp_path_factory):
-    jax.devices()  # from here on the command takes them as they are
-    before = jax.config.values["jax_compilation_cache_dir"]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
-        jax.config.update("jax_compilation_cache_dir", before)
-        jax.config.update("jax_enable_compilation_cache", True)
-
-
 def ends(capsys, words, code):
     """What the command says last when it ends with this code."""
     capsys.readouterr()

@@ -12,22 +12,9 @@ from jaxcl.cli.options import command_line
 from jaxcl.cli.parsing import parse
 from jaxcl.study import grids
 from jaxcl.study.grids import Range
-from tests.cli.test_plot_merge import said
+from tests.cli.runs import refused
 
-TINY = [
-    "--benchmark",
-    "split_digits",
-    "--tasks",
-    "2",
-    "--epochs",
-    "1",
-    "--seeds",
-    "2",
-    "--hidden",
-    "8",
-    "--devices",
-    "2",
-]
+TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
 
 
 def test_the_same_words_draw_the_same_settings():
@@ -66,7 +53,7 @@ def test_the_same_words_draw_the_same_settings():
     ],
 )
 def test_refused(words, message, tmp_path, capsys):
-    err = said(capsys, *words.split(), "--out", str(tmp_path / "out"))
+    err = refused(capsys, *words.split(), "--out", str(tmp_path / "out"))
     assert message in err
     assert not (tmp_path / "out").exists()
 

@@ -13,20 +13,11 @@ import jaxcl
 from jaxcl import data
 from jaxcl.cli import main as cli
 from tests.cli import runs as made
+from tests.cli.runs import refused
 
 WORDS = ["compare", "--methods", "packnet,er,ewc", "--benchmark", "split_digits", "--no-cache"]
 WORDS += ["--tasks", "5", "--steps", "6", "--seeds", "2", "--hidden", "8", "--name", "mine"]
 WORDS += ["--devices", "2"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def devices():
-    """Those of conftest.py; from here on the command takes them as they are."""
-    jax.devices()
-    before = jax.config.values["jax_compilation_cache_dir"]
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-    jax.config.update("jax_enable_compilation_cache", True)
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +39,6 @@ def said(capsys, *words):
     capsys.readouterr()
     cli.main(list(map(str, words)))
     return capsys.readouterr().out
-
-
-def refused(capsys, *words):
-    """The one line that the command says when it ends with code 2."""
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as end:
-        cli.main(list(map(str, words)))
-    out, err = capsys.readouterr()
-    assert (end.value.code, out, err.count("\n")) == (2, "", 1)
-    return err
 
 
 def test_runs_are_listed(tmp_path, capsys, monkeypatch):
