@@ -12,6 +12,7 @@ import pytest
 import jaxcl
 from jaxcl import data, train
 from jaxcl.cli import main as cli
+from jaxcl.inference.forgetting import forget
 from jaxcl.methods import REGISTRY
 from jaxcl.report.runs import digest
 from jaxcl.study import checkpoint
@@ -162,6 +163,20 @@ def test_damage_is_named(copy):
     shutil.rmtree(copy / "checkpoints" / "packnet" / "task_1")
     with pytest.raises(ValueError, match="task_2"):
         jaxcl.load(copy)["packnet"].seed(0)
+
+
+def test_nothing_is_forgotten_beside_a_damaged_checkpoint(copy):
+    """The older one would go, as it knows the task too, and the damaged one stay."""
+    checkpoints = copy / "checkpoints" / "packnet"
+    for path in (checkpoints / "task_2" / "state" / "ocdbt.process_0" / "d").iterdir():
+        path.write_bytes(b"")
+    before = sorted(checkpoints.rglob("*"))
+    with (
+        pytest.warns(UserWarning, match="task_2 cannot be read"),
+        pytest.raises(ValueError, match="task_2 cannot be read, so nothing can be taken out of it"),
+    ):
+        forget(jaxcl.load(copy)["packnet"], 0)
+    assert sorted(checkpoints.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
