@@ -165,8 +165,8 @@ class Trained:
         found = checkpoint.restore(path, like)
         if checkpoint.about(path).get("settings") != digest(self.run.settings):
             raise ValueError(
-                f"{self.run.folder / 'settings.json'} was changed since {path} was written, whose "
-                f"networks it describes; restore it."
+                f"{self.run.folder / 'settings.json'} was changed since {path} was written, so it "
+                f"does not describe these networks; restore it."
             )
         return found
 

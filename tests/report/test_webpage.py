@@ -399,6 +399,9 @@ def test_the_task_inferred_is_shown_where_it_was_measured(tmp_path):
         ValueError, match=r"inferred\.json cannot be read: hat/energy/told must hold"
     ):
         open_run(folder)
+    (folder / "inferred.json").write_text('{"methods": {"hat": 3}}')
+    with pytest.raises(ValueError, match=r"inferred\.json does not hold what jaxcl infer writes"):
+        open_run(folder)
 
 
 @pytest.mark.parametrize(("seeds", "tasks"), [(2, 3), (3, 2)])
