@@ -2,11 +2,12 @@
 
     python experiments/kills.py --kills 100 --out experiments/results/kills
 
-For each method of the registry, and for sweeps, one run is left alone. Others are killed again and
-again, each time after a random part of the time that the first one took, and resumed until they are
-done. The accuracies, the curves, the measures and the last checkpoint, all that there is of the
-learners, are then compared bit for bit. A kill hits whatever the command does: its preparation,
-training, a save, the writing of results.
+For each method of the registry, for sweeps and for runs that are extended, one run is left alone.
+Others are killed again and again, each time after a random part of the time that the first one
+took, and resumed until they are done. The accuracies, the curves, the measures and the last
+checkpoint, all that there is of the learners, are then compared bit for bit. A kill hits whatever
+the command does: its preparation, training, a save, the writing of results. The finished run that
+was extended has to be, byte for byte, what it was.
 
 Each run is the command in a process of its own, forked from this one, which has imported what the
 command imports, as that takes longer than such a small run, and has started nothing of JAX.
@@ -29,21 +30,27 @@ import numpy as np
 from orbax.checkpoint import v1  # noqa: F401
 
 from jaxcl import checkpoint
-from jaxcl.cli import compare, sweep  # noqa: F401
+from jaxcl.cli import compare, extend, sweep  # noqa: F401
 from jaxcl.cli.main import main as command
 from jaxcl.methods import REGISTRY
 
 TINY = ["--benchmark", "split_digits", "--tasks", "2", "--seeds", "2", "--hidden", "12"]
-TINY += ["--epochs", "60", "--devices", "1", "--save-every", "3epochs"]
+TINY += ["--epochs", "60"]
+MORE = ["--benchmark", "split_digits,classes=0-4"]  # a third task
+MACHINE = ["--devices", "1", "--save-every", "3epochs"]
+TASKS = {"compare": 2, "sweep": 2, "extend": 3}
+BEFORE = {"packnet": ["--room", "1"], "ewc": ["--strength", "1"]}  # of runs to be extended
 KEPT = ("accuracy", "measures", "curves", "diverged", "parameters")
 
 
-def words(method: str, sweeps: bool, out: Path) -> list[str]:
-    """The command of one run."""
-    options = [*TINY, "--out", str(out), "--name", "run"]
-    if sweeps:
-        return ["sweep", method, *options, "--learning-rate", "0.02,0.05"]
-    return ["compare", "--methods", method, *options]
+def words(kind: str, method: str, out: Path) -> list[str]:
+    """The command of one run; the run that `extend` goes on from lies beside it."""
+    options = [*MACHINE, "--out", str(out), "--name", "run"]
+    if kind == "sweep":
+        return ["sweep", method, *TINY, *options, "--learning-rate", "0.02,0.05"]
+    if kind == "extend":
+        return ["extend", str(out.parent / "old" / "run"), *MORE, *options]
+    return ["compare", "--methods", method, *TINY, *options]
 
 
 def start(run: Callable[[], object], log: Path) -> int:
@@ -87,7 +94,7 @@ def undisturbed(given: list[str], log: Path) -> float:
 def chain(given: list[str], log: Path, seconds: float, kills: int, chance: random.Random) -> list:
     """Kills and resumes a run until it is done; where it stood each time that it was killed."""
     folder = Path(given[given.index("--out") + 1]) / "run" / "checkpoints"
-    places = []
+    end, places = f"task_{TASKS[given[0]]}", []
     while True:
         number = start(lambda: command([*given, "--resume"]), log)
         patience = chance.uniform(0.0, 1.0) * seconds if len(places) < kills else np.inf
@@ -103,7 +110,7 @@ def chain(given: list[str], log: Path, seconds: float, kills: int, chance: rando
         place = newest[0][1].name if newest and newest[0] else "before the first checkpoint"
         half = list(folder.glob("*/*.orbax-checkpoint-tmp*"))
         places.append(f"{place}, while saving" if half else place)
-        if place == "task_2":  # nothing is left to train
+        if place == end:  # nothing is left to train
             kills = 0
 
 
@@ -133,20 +140,29 @@ def leaves(path: Path) -> dict[str, str]:
     return {k: v for k, v in digests.items() if k not in ("seconds", "compilations")}
 
 
-def examine(method: str, sweeps: bool, kills: int, chance: random.Random) -> dict:
+def contents(folder: Path) -> dict[Path, bytes]:
+    """All files below a folder."""
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def examine(kind: str, method: str, kills: int, chance: random.Random) -> dict:
     """Chains of kills of one method, until there are enough."""
-    row = {"command": "sweep" if sweeps else "compare", "method": method, "kills": 0, "chains": 0}
+    row = {"command": kind, "method": method, "kills": 0, "chains": 0}
     places, differences = [], []
     with tempfile.TemporaryDirectory() as folder:
-        log, one = Path(folder) / "log", Path(folder) / "one"
-        seconds = undisturbed(words(method, sweeps, one), log)
+        log, one, old = (Path(folder) / name for name in ("log", "one", "old"))
+        if kind == "extend":
+            undisturbed(words("compare", method, old) + BEFORE.get(method, []), log)
+        before = contents(old)
+        seconds = undisturbed(words(kind, method, one), log)
         while len(places) < kills:
             other = Path(folder) / f"chain_{row['chains']}"
-            given = words(method, sweeps, other)
+            given = words(kind, method, other)
             places += chain(given, log, seconds, kills - len(places), chance)
             finish(start(lambda found=other: print(json.dumps(equal(one, found))), log))
             differences += json.loads(log.read_text())
             row["chains"] += 1
+        differences += ["the run that was extended"] if contents(old) != before else []
     return {**row, "kills": len(places), "places": places, "differences": differences}
 
 
@@ -156,20 +172,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("experiments/results/kills"))
     parser.add_argument("--methods", default=",".join(spec.name for spec in REGISTRY))
     parser.add_argument("--sweeps", default="finetune,packnet", help="methods to sweep, too")
+    parser.add_argument("--extends", default="packnet,pnn,ewc,er", help="methods to extend, too")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     chance = random.Random(given.seed)
     warnings.filterwarnings("ignore", "os.fork")  # no backend and no thread is started here
-    kinds = [(name, False) for name in given.methods.split(",") if name]
-    kinds += [(name, True) for name in given.sweeps.split(",") if name]
+    asked = {"compare": given.methods, "sweep": given.sweeps, "extend": given.extends}
+    kinds = [(kind, name) for kind, names in asked.items() for name in names.split(",") if name]
     given.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for method, sweeps in kinds:
-        rows.append(examine(method, sweeps, int(np.ceil(given.kills / len(kinds))), chance))
+    for kind, method in kinds:
+        rows.append(examine(kind, method, int(np.ceil(given.kills / len(kinds))), chance))
         print(rows[-1], flush=True)
         total = {key: sum(row[key] for row in rows) for key in ("kills", "chains")}
         total["differences"] = sum(len(row["differences"]) for row in rows)
-        content = {"settings": TINY, "seed": given.seed, "total": total, "rows": rows}
+        content = {"settings": [*TINY, *MACHINE], "seed": given.seed, "total": total, "rows": rows}
         (given.out / "kills.json").write_text(json.dumps(content, indent=1) + "\n")
 
 

@@ -5,7 +5,6 @@ the old one's end with room for the further tasks, and `compare` does the rest.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -14,14 +13,14 @@ from typing import Any
 
 from jaxcl import data
 from jaxcl.cli import compare, processes
-from jaxcl.cli.folder import check_free, digest
+from jaxcl.cli.folder import check_free
 from jaxcl.cli.options import Compare, Extend, names_of
 from jaxcl.cli.running import about, take
 from jaxcl.cli.session import MODULE, folder_of, layout_options, load, notes
 from jaxcl.data.benchmark import Benchmark, fingerprint
 from jaxcl.inference import runs
-from jaxcl.report.runs import record, seeds_as, seeds_of
-from jaxcl.report.text import listed
+from jaxcl.report.runs import digest, record, seeds_as, seeds_of
+from jaxcl.report.text import listed, write_whole
 from jaxcl.study import comparison
 from jaxcl.study.comparison import MethodRun
 from jaxcl.study.recipes import Choice, Options
@@ -211,7 +210,7 @@ def _keep_forgotten(old: Path, new: Path) -> None:
     """What was forgotten stays so."""
     path = old / runs.FORGOTTEN
     if path.is_file() and not (new / runs.FORGOTTEN).exists():
-        shutil.copyfile(path, new / runs.FORGOTTEN)
+        write_whole(new / runs.FORGOTTEN, path.read_bytes())
 
 
 def _said(old: runs.Run, chosen: dict[str, Choice]) -> list[str]:

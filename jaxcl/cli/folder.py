@@ -1,7 +1,6 @@
 """The folder of a run: whose it is, and the settings from which the run can be repeated."""
 
 import contextlib
-import hashlib
 import json
 import os
 import platform
@@ -228,9 +227,3 @@ def record_settings(
     """Writes `settings.json` with a command in words."""
     content = {"command": command, "settings": settings, **origin._asdict(), **more}
     write_whole(folder / "settings.json", json.dumps(content, indent=1) + "\n")
-
-
-def digest(settings: Mapping[str, Any]) -> str:
-    """A digest of settings, which every checkpoint holds."""
-    settings = {name: value for name, value in settings.items() if name != presets.KEY}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcl.cli import processes
-from jaxcl.cli.folder import check_origin, digest, plainly, recorded, write_settings
+from jaxcl.cli.folder import check_origin, plainly, recorded, write_settings
 from jaxcl.cli.options import Compare
 from jaxcl.cli.running import Place
 from jaxcl.inference import joining
 from jaxcl.inference.runs import FORGOTTEN, load
 from jaxcl.report import inferred
 from jaxcl.report.presets import KEY
-from jaxcl.report.runs import seeds_of
+from jaxcl.report.runs import digest, seeds_of
 from jaxcl.report.text import listed
 from jaxcl.study import checkpoint
 

@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -77,6 +78,7 @@ def _run(args: list[str]) -> None:
         os.environ["MPLBACKEND"] = "agg"  # nothing is drawn on a screen, whatever is asked for
         logging.getLogger("matplotlib").setLevel(logging.ERROR)
         logging.getLogger("absl").setLevel(logging.ERROR)
+        warnings.formatwarning = _line
         from jaxcl.cli import parsing, processes
 
         if args and args[0] in set(parsing.COMMANDS) - set(parsing.TRAINING):
@@ -205,6 +207,11 @@ def _need(module: str) -> None:
             f"the command needs {module}, which comes with the extra 'experiments': "
             f"{install('experiments')}"
         )
+
+
+def _line(message: Warning | str, *_: Any, **__: Any) -> str:
+    """A warning without the place in the source."""
+    return f"warning: {_words(str(message))}\n"
 
 
 def _fail(reason: Exception | str, code: int = 2, hint: str = "") -> NoReturn:

@@ -8,11 +8,12 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from jaxcl.cli import processes
-from jaxcl.cli.folder import Origin, claim, digest, hold, write_settings
+from jaxcl.cli.folder import Origin, claim, hold, write_settings
 from jaxcl.cli.options import Run
 from jaxcl.cli.session import check_size, layout_options, sizes_that_exist
 from jaxcl.core.trees import size_bytes
 from jaxcl.data.benchmark import Benchmark
+from jaxcl.report.runs import digest
 from jaxcl.report.text import counted, listed, size
 from jaxcl.study import comparison
 from jaxcl.study.comparison import MethodRun, Record

@@ -9,9 +9,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxcl.cli import processes
-from jaxcl.cli.folder import digest, record_settings
+from jaxcl.cli.folder import record_settings
 from jaxcl.cli.options import MOST_SEED, Compare, Run, Sweep, short_line
 from jaxcl.cli.running import Place
+from jaxcl.report.runs import digest
 from jaxcl.report.searches import Search
 from jaxcl.study import checkpoint, recipes
 from jaxcl.study.comparison import Record

@@ -39,7 +39,16 @@ def can_forget(trained: Trained) -> bool:
 
 
 def check(trained: Trained, task: int) -> None:
-    """Raises ValueError for a task that is not there, or while another one is in training."""
+    """Raises ValueError for a task that is not there, or while another one is in training.
+
+    Likewise where the newest checkpoint cannot be read, which would go on knowing the task.
+    """
+    newest = checkpoint.latest(trained.checkpoints)
+    if newest and newest != trained.newest:
+        raise ValueError(
+            f"{newest[1]} cannot be read, so nothing can be taken out of it; the run's command "
+            f"with --resume puts it aside, and trains again what it held."
+        )
     if trained.newest[0] != trained.tasks:
         raise ValueError(
             f"{trained.spec.name} is in the middle of its task {trained.tasks}, counted from 0; go "

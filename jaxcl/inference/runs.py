@@ -6,6 +6,7 @@ No data set is read, nothing of the run is executed, and nothing is written.
 import json
 import os
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ from jaxcl.inference.predictor import Predictor, predictor
 from jaxcl.methods import REGISTRY, Spec
 from jaxcl.report.reading import read
 from jaxcl.report.results import Results
-from jaxcl.report.runs import record, seeds_of
+from jaxcl.report.runs import digest, record, seeds_of
 from jaxcl.study import checkpoint, recipes
 from jaxcl.study.recipes import Choice, Options
 
@@ -100,6 +101,8 @@ class Trained:
     def newest(self) -> tuple[int, Path]:
         """The newest whole checkpoint, and the task that it is of, counted from 1.
 
+        It warns where a newer one cannot be read.
+
         Raises:
             ValueError: if there is none.
         """
@@ -111,6 +114,11 @@ class Trained:
             raise self._unfinished()
         if found[0] > len(self.run.inputs.classes):
             raise ValueError(f"{found[1]} is of a task that this run does not have.")
+        if newest and found != newest:
+            warnings.warn(
+                f"{newest[1]} cannot be read; the networks are those of {found[1].name}.",
+                stacklevel=2,
+            )
         return found
 
     @property
@@ -154,7 +162,13 @@ class Trained:
                 like.setdefault(group, {})[rest] = _like(leaf.shape, leaf.dtype)
             elif group != "learners":
                 like[group] = _like(leaf.shape, leaf.dtype)
-        return checkpoint.restore(path, like)
+        found = checkpoint.restore(path, like)
+        if checkpoint.about(path).get("settings") != digest(self.run.settings):
+            raise ValueError(
+                f"{self.run.folder / 'settings.json'} was changed since {path} was written, so it "
+                f"does not describe these networks; restore it."
+            )
+        return found
 
     def _unfinished(self) -> ValueError:
         return ValueError(

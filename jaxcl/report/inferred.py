@@ -54,8 +54,10 @@ def read_inferred(folder: Path) -> list[Inferred]:
             for name, rules in methods.items()
             for rule, of_rule in rules.items()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    except (KeyError, TypeError, AttributeError, IndexError):
+        raise ValueError(f"{file} does not hold what jaxcl infer writes.") from None
 
 
 def remove_inferred(folder: Path) -> bool:

@@ -1,5 +1,6 @@
 """The folder of a run, read back: what it was, how far it is, what came out."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxcl.core.checks import check_count, nearest
+from jaxcl.report import presets
 from jaxcl.report.inferred import Inferred, read_inferred
 from jaxcl.report.reading import read
 from jaxcl.report.results import Results
@@ -151,6 +153,12 @@ def seeds_as(numbers: Sequence[int]) -> int | list[int]:
     """
     numbers = [int(number) for number in numbers]
     return len(numbers) if numbers == list(range(len(numbers))) else numbers
+
+
+def digest(settings: Mapping[str, Any]) -> str:
+    """A digest of settings, which every checkpoint of the command holds."""
+    settings = {name: value for name, value in settings.items() if name != presets.KEY}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _done(folder: Path) -> int:

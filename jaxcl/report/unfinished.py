@@ -27,11 +27,13 @@ class SoFar(NamedTuple):
         shown: how it appears.
         accuracy: on task k after training on task t, [seeds, finished tasks, finished tasks].
         diverged: the seeds whose training is not finite any more, bool [seeds].
+        older: a newer checkpoint cannot be read.
     """
 
     shown: Shown
     accuracy: np.ndarray
     diverged: np.ndarray
+    older: bool = False
 
 
 def read_so_far(run: Run) -> dict[str, SoFar]:
@@ -49,7 +51,7 @@ def read_so_far(run: Run) -> dict[str, SoFar]:
             with contextlib.suppress(ValueError):
                 so_far = newest and _read(name, newest[1], seeds, tasks)
                 if so_far:
-                    found[name] = so_far
+                    found[name] = so_far._replace(older=readable)
                 break
     return found
 
@@ -95,6 +97,12 @@ def _note(run: Run, found: Mapping[str, SoFar]) -> str:
             said += ["* Seeds that diverged are left out."]
     elif not lost:
         said += ["No method has learned its first task yet, so there are no numbers to show."]
+    older = [one.shown.label for one in found.values() if one.older]
+    if older:
+        said += [
+            f"The newest checkpoints of {text.listed(older)} cannot be read; the numbers are those "
+            f"of the ones before."
+        ]
     if lost:
         said += [
             f"The checkpoints of {text.listed(lost)} cannot be read, so their numbers are missing."

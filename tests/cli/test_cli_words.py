@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -222,3 +223,11 @@ def test_as_a_module():
     assert unknown.stdout == ""
     assert unknown.stderr.startswith("jaxcl: unknown method 'nothing'; the ")
     assert unknown.stderr.count("\n") == 1
+
+
+def test_a_warning_is_one_line_without_the_source(monkeypatch):
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    with pytest.raises(SystemExit):
+        cli.main(["show", "nowhere"])
+    said = warnings.formatwarning(UserWarning("an older one\nis taken"), UserWarning, "x.py", 3)
+    assert said == "warning: an older one is taken\n"

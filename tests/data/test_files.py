@@ -1,5 +1,7 @@
 """Sets in files of one's own: an archive of arrays, images in a folder for each class."""
 
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -131,9 +133,39 @@ def short(path):
     path.write_bytes(path.read_bytes()[:150])
 
 
+def of_shape(shape):
+    """Writes an archive whose header of x says another shape than x has."""
+
+    def make(path):
+        x, y = arrays()
+        np.savez(path, y=y)
+        header = np.lib.format.header_data_from_array_1_0(x) | {"shape": shape}
+        with zipfile.ZipFile(path, "a") as archive, archive.open("x.npy", "w") as file:
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(x.tobytes())
+
+    return make
+
+
+def flipped(marker, offset):
+    """Writes a packed archive, and flips the bits of one byte behind a marker."""
+
+    def make(path):
+        np.savez_compressed(path, x=arrays()[0], y=arrays()[1])
+        content = bytearray(path.read_bytes())
+        content[content.index(marker) + offset] ^= 255
+        path.write_bytes(content)
+
+    return make
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
+        (of_shape((40, 2)), "'x' holds what numpy cannot read"),
+        (of_shape((40, 10**14)), "'x' is said to be larger than the memory"),
+        (flipped(b"PK\x03\x04", 55), "is no archive of arrays"),  # x itself, which zlib refuses
+        (flipped(b"PK\x01\x02", 10), "is no archive of arrays"),  # how x is packed
         (objects, "'x' holds Python objects; save arrays of numbers"),
         (lambda path: np.savez(path, x=arrays()[0]), "holds x; it needs x and y, or x_train, y_"),
         (

@@ -12,7 +12,9 @@ import pytest
 import jaxcl
 from jaxcl import data, train
 from jaxcl.cli import main as cli
+from jaxcl.inference.forgetting import forget
 from jaxcl.methods import REGISTRY
+from jaxcl.report.runs import digest
 from jaxcl.study import checkpoint
 
 TASKS, SEEDS = 2, 3
@@ -156,10 +158,25 @@ def test_folders_that_are_no_run(tmp_path):
 def test_damage_is_named(copy):
     path = copy / "checkpoints" / "packnet" / "task_2" / "state"
     shutil.rmtree(path)
-    assert jaxcl.load(copy)["packnet"].seed(0).tasks == 1  # an older one is there
+    with pytest.warns(UserWarning, match="task_2 cannot be read; the networks are those of task_1"):
+        assert jaxcl.load(copy)["packnet"].seed(0).tasks == 1  # an older one is there
     shutil.rmtree(copy / "checkpoints" / "packnet" / "task_1")
     with pytest.raises(ValueError, match="task_2"):
         jaxcl.load(copy)["packnet"].seed(0)
+
+
+def test_nothing_is_forgotten_beside_a_damaged_checkpoint(copy):
+    """The older one would go, as it knows the task too, and the damaged one stay."""
+    checkpoints = copy / "checkpoints" / "packnet"
+    for path in (checkpoints / "task_2" / "state" / "ocdbt.process_0" / "d").iterdir():
+        path.write_bytes(b"")
+    before = sorted(checkpoints.rglob("*"))
+    with (
+        pytest.warns(UserWarning, match="task_2 cannot be read"),
+        pytest.raises(ValueError, match="task_2 cannot be read, so nothing can be taken out of it"),
+    ):
+        forget(jaxcl.load(copy)["packnet"], 0)
+    assert sorted(checkpoints.rglob("*")) == before
 
 
 @pytest.mark.parametrize(
@@ -179,6 +196,14 @@ def test_settings_that_are_none(copy, change, said):
     with pytest.raises(ValueError, match=said) as error:
         jaxcl.load(copy)
     assert "settings.json" in str(error.value)
+
+
+def test_networks_of_other_settings(copy):
+    """What does not change a shape would else give other predictions without a word."""
+    run = jaxcl.load(copy)
+    _change(copy, {"inputs": {**run.settings["inputs"], "mean": 0.5}})
+    with pytest.raises(ValueError, match=r"settings\.json was changed since .*task_2 was written"):
+        jaxcl.load(copy)["packnet"].seed(0)
 
 
 @pytest.mark.parametrize(
@@ -239,10 +264,12 @@ def test_fuzzed_settings_give_a_sentence_or_the_right_network(copy, seed):
 
 def test_a_method_of_ones_own_is_given(copy):
     spec = next(s for s in REGISTRY if s.name == "packnet")._replace(name="mine", label="Mine")
+    held = jaxcl.load(copy)["packnet"].content
     content = json.loads((copy / "settings.json").read_text())
     settings = content["settings"]
     settings["methods"] = ["somewhere:SPEC"]
     settings["options"] = {"mine": settings["options"]["packnet"]}
     (copy / "settings.json").write_text(json.dumps(content))
-    (copy / "checkpoints" / "packnet").rename(copy / "checkpoints" / "mine")
+    path = copy / "checkpoints" / "mine" / "task_2"
+    checkpoint.save(path, held, {"settings": digest(settings)})
     assert jaxcl.load(copy, methods=[spec])["mine"].seed(0).tasks == TASKS

@@ -154,6 +154,7 @@ def test_an_unfinished_run_shows_what_its_checkpoints_hold(tmp_path):
     assert "HAT* 2 of 3 75.0 ± 63.5 25.0 ± 63.5" in rows
     assert "HAT 0 2 of 3 70.0 60.0 80.0" in rows
     assert "HAT 2 (diverged) 2 of 3 90.0 80.0 100.0" in rows
+    assert "The newest checkpoints of HAT cannot be read; the numbers are those" in text
 
 
 def test_runs_become_one_comparison(tmp_path):
@@ -397,6 +398,9 @@ def test_the_task_inferred_is_shown_where_it_was_measured(tmp_path):
     with pytest.raises(
         ValueError, match=r"inferred\.json cannot be read: hat/energy/told must hold"
     ):
+        open_run(folder)
+    (folder / "inferred.json").write_text('{"methods": {"hat": 3}}')
+    with pytest.raises(ValueError, match=r"inferred\.json does not hold what jaxcl infer writes"):
         open_run(folder)
 
 
