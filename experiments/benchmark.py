@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,6 +40,7 @@ from rich.table import Table
 from jaxcl import data, masks, recipes, study, train
 from jaxcl.methods import find
 from jaxcl.report import figures
+from jaxcl.study import compiled, lowering, topology
 
 METHODS = ("finetune", "packnet", "hat", "pnn")
 FAMILIES = ("finetune", "ewc", "si", "mas", "lwf", "er", "agem", "der", "derpp")
@@ -49,6 +51,13 @@ NETWORKS = {
     "resnet18": recipes.Options(network="resnet18"),
 }
 IMAGES = {"alexnet": 8, "resnet18": 3}  # networks of images, and steps of an epoch beside PyTorch
+KERNEL_SEEDS = (1, 64)
+# XLA may split a small product into several that are summed up; or never.
+KERNEL_PRODUCTS = {
+    "as XLA splits them": None,
+    "whole": {"xla_gpu_experimental_force_split_k": 1},
+}
+GPU_WHEELS = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
 TASKS = 5
 TURN_GFLOP = 600  # that an epoch has about; at least 5 steps, and at most 200
 CONSOLE = Console(width=120)
@@ -64,7 +73,9 @@ class Config:
             program; growth: time to the end of a sequence; startup: from the start of the command
             to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
             smallest half of some weights, beside numpy's partition and a sort; convolutions: the
-            networks of images beside PyTorch's, and beside a loop without the engine.
+            networks of images beside PyTorch's, and beside a loop without the engine; kernels: what
+            a training step launches on an H100, as the GPU compiler says, without a GPU; takes
+            wheels of their own, and is not among those that run by default.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.
@@ -79,7 +90,15 @@ class Config:
 
     parts: tuple[
         Literal[
-            "rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions"
+            "rates",
+            "families",
+            "memory",
+            "growth",
+            "startup",
+            "peers",
+            "prune",
+            "convolutions",
+            "kernels",
         ],
         ...,
     ] = ("rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions")
@@ -115,6 +134,13 @@ class Contender:
 
 def main(config: Config) -> None:
     """Measures, prints tables and writes the numbers."""
+    if config.parts == ("kernels",):
+        jax.config.update("jax_platforms", "cpu")  # else the wheels look for a GPU here
+    if "kernels" in config.parts:
+        try:
+            topology.h100()
+        except ImportError as error:
+            raise SystemExit(f"benchmark.py --parts kernels: {error}") from error
     cores = config.cores or os.cpu_count()
     if jax.config.jax_num_cpu_devices < 0:
         jax.config.update("jax_num_cpu_devices", cores)
@@ -414,6 +440,33 @@ def convolutions(config: Config) -> list[dict]:
         rows += [row(one, group[0], 1, network) for one in group]
         show(f"{network}; matrix product {product:.0f} GFLOP/s", rows[-len(group) :])
     return rows
+
+
+def kernels(config: Config) -> dict:
+    """Kernels of one training step on an H100, counted in the program that XLA compiles for it."""
+    rows = []
+    for method, count in itertools.product(config.methods, KERNEL_SEEDS):
+        benchmark = sequence("mlp400", TASKS, 100)
+        built = recipes.studies(
+            method, benchmark, options("mlp400"), range(count), devices=topology.h100()
+        )[-1]
+        (program,) = lowering.lower(built, ["epoch"]).values()
+        for products, choice in KERNEL_PRODUCTS.items():
+            found = compiled.kernels(program.compile(choice).as_text())
+            rows.append({"method": method, "seeds": count, "products": products} | dict(found))
+    table = Table(title="kernels of a step of 784-400-400 on an H100", title_justify="left")
+    heads = ("method", "seeds", "products", "kernels", "of them products", "copies")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i in (0, 2) else "right")
+    for r in rows:
+        total = sum(r.get(kind, 0) for kind in ("product", "copy", "other"))
+        loop = " and a loop" if "loop" in r else ""
+        counts = (f"{total}{loop}", str(r["product"]), str(r.get("copy", 0)))
+        table.add_row(r["method"], str(r["seeds"]), r["products"], *counts)
+    CONSOLE.print(table)
+    wheels = {name: metadata.version(name) for name in GPU_WHEELS}
+    CONSOLE.print(", ".join(f"{name} {version}" for name, version in wheels.items()))
+    return {"wheels": wheels, "rows": rows}
 
 
 def bare_loop(network: str, benchmark: data.Benchmark, config: Config) -> Contender:
