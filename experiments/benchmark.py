@@ -24,8 +24,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import end_to_end
 import jax
@@ -40,6 +41,7 @@ from rich.table import Table
 from jaxcl import data, masks, recipes, study, train
 from jaxcl.methods import find
 from jaxcl.report import figures
+from jaxcl.study import compiled, lowering, topology
 
 METHODS = ("finetune", "packnet", "hat", "pnn")
 FAMILIES = ("finetune", "ewc", "si", "mas", "lwf", "er", "agem", "der", "derpp")
@@ -50,9 +52,22 @@ NETWORKS = {
     "resnet18": recipes.Options(network="resnet18"),
 }
 IMAGES = {"alexnet": 8, "resnet18": 3}  # networks of images, and steps of an epoch beside PyTorch
+KERNEL_SEEDS = (1, 64)
+# XLA may split a small product into several that are summed up; or never.
+KERNEL_PRODUCTS = {
+    "as XLA splits them": None,
+    "whole": {"xla_gpu_experimental_force_split_k": 1},
+}
+GPU_WHEELS = ("jax-cuda13-plugin", "jax-cuda13-pjrt")
 TASKS = 5
 TURN_GFLOP = 600  # that an epoch has about; at least 5 steps, and at most 200
 CONSOLE = Console(width=120)
+
+
+Part = Literal[
+    "rates", "families", "memory", "growth", "startup", "peers", "prune", "convolutions", "study",
+    "kernels",
+]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,17 +76,18 @@ class Config:
 
     Attributes:
         parts: rates: steps a second, and what a method adds to fine-tuning; families: the same for
-            regularization and replay; memory: of the training
-            program; growth: time to the end of a sequence; startup: from the start of the command
+            regularization and replay; memory: of the training program; growth: time to the end of a sequence; startup: from the start of the command
             to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
             smallest half of some weights, beside numpy's partition and a sort; convolutions: the
             networks of images beside PyTorch's, and beside a loop without the engine; study: whole
-            studies on split MNIST, from the start to the table, beside Avalanche's.
-        studies: which of those.
+            studies on split MNIST, from the start to the table, beside Avalanche's; kernels: what
+            a training step launches on an H100, as the GPU compiler says, without a GPU; takes
+            wheels of their own, and is not among those that run by default.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.
         growth_tasks: lengths of the sequences.
+        studies: which whole studies.
         rounds: rounds of the alternation.
         cores: CPU devices; by default one for each core.
         chunk: replicas that run side by side in a device; by default the library's choice.
@@ -80,30 +96,7 @@ class Config:
         out: where to write the JSON; by default experiments/results/benchmark-<device>.json.
     """
 
-    parts: tuple[
-        Literal[
-            "rates",
-            "families",
-            "memory",
-            "growth",
-            "startup",
-            "peers",
-            "prune",
-            "convolutions",
-            "study",
-        ],
-        ...,
-    ] = (
-        "rates",
-        "families",
-        "memory",
-        "growth",
-        "startup",
-        "peers",
-        "prune",
-        "convolutions",
-        "study",
-    )
+    parts: tuple[Part, ...] = tuple(part for part in get_args(Part) if part != "kernels")
     networks: tuple[Literal["mlp400", "mlp2000", "alexnet", "resnet18"], ...] = (
         "mlp400", "mlp2000", "alexnet",
     )  # fmt: skip
@@ -137,6 +130,13 @@ class Contender:
 
 def main(config: Config) -> None:
     """Measures, prints tables and writes the numbers."""
+    if config.parts == ("kernels",):
+        jax.config.update("jax_platforms", "cpu")  # else the wheels look for a GPU here
+    if "kernels" in config.parts:
+        try:
+            topology.h100()
+        except ImportError as error:
+            raise SystemExit(f"benchmark.py --parts kernels: {error}") from error
     cores = config.cores or os.cpu_count()
     if jax.config.jax_num_cpu_devices < 0:
         jax.config.update("jax_num_cpu_devices", cores)
@@ -447,6 +447,33 @@ def convolutions(config: Config) -> list[dict]:
         rows += [row(one, group[0], 1, network) for one in group]
         show(f"{network}; matrix product {product:.0f} GFLOP/s", rows[-len(group) :])
     return rows
+
+
+def kernels(config: Config) -> dict:
+    """Kernels of one training step on an H100, counted in the program that XLA compiles for it."""
+    rows = []
+    for method, count in itertools.product(config.methods, KERNEL_SEEDS):
+        benchmark = sequence("mlp400", TASKS, 100)
+        built = recipes.studies(
+            method, benchmark, options("mlp400"), range(count), devices=topology.h100()
+        )[-1]
+        (program,) = lowering.lower(built, ["epoch"]).values()
+        for products, choice in KERNEL_PRODUCTS.items():
+            found = compiled.kernels(program.compile(choice).as_text())
+            rows.append({"method": method, "seeds": count, "products": products} | dict(found))
+    table = Table(title="kernels of a step of 784-400-400 on an H100", title_justify="left")
+    heads = ("method", "seeds", "products", "kernels", "of them products", "copies")
+    for i, head in enumerate(heads):
+        table.add_column(head, justify="left" if i in (0, 2) else "right")
+    for r in rows:
+        total = sum(r.get(kind, 0) for kind in ("product", "copy", "other"))
+        loop = " and a loop" if "loop" in r else ""
+        counts = (f"{total}{loop}", str(r["product"]), str(r.get("copy", 0)))
+        table.add_row(r["method"], str(r["seeds"]), r["products"], *counts)
+    CONSOLE.print(table)
+    wheels = {name: metadata.version(name) for name in GPU_WHEELS}
+    CONSOLE.print(", ".join(f"{name} {version}" for name, version in wheels.items()))
+    return {"wheels": wheels, "rows": rows}
 
 
 def bare_loop(network: str, benchmark: data.Benchmark, config: Config) -> Contender:

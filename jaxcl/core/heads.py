@@ -12,7 +12,7 @@ from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_count, check_pattern, shorten
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Method
-from jaxcl.core.trees import PyTree, draw
+from jaxcl.core.trees import PyTree, draw, row
 
 HEAD = r"(^|/)head(/|$)"
 
@@ -77,6 +77,9 @@ def multihead(
             own.select(theta, task), state, task, progress
         )
 
+    def rows(path):
+        return own.has(path) or (method.rows is not None and method.rows(path))
+
     def on_first(function):
         return lambda theta, state: function(own.select(theta, 0), state)
 
@@ -90,6 +93,7 @@ def multihead(
         end_task=end_task,
         measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
         tasks=tasks,
+        rows=rows,
         **_of_the_trained(method, own),
     )
     return guarded("multihead", multiheaded)
@@ -125,7 +129,7 @@ class _Own(NamedTuple):
 
     def select(self, theta: PyTree, task: Any) -> PyTree:
         """One task's rows in the place of all."""
-        return masks.map_with_path(lambda p, leaf: leaf[task] if self.has(p) else leaf, theta)
+        return masks.map_with_path(lambda p, leaf: row(leaf, task) if self.has(p) else leaf, theta)
 
     def restore(self, selected: PyTree, theta: PyTree) -> PyTree:
         """All tasks' rows back in the place of one's."""

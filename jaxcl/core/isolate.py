@@ -94,8 +94,6 @@ def isolate(
         return apart(IsolateState(_arrays(mask), state), params)
 
     def update_fn(updates, state, params=None, **extra_args):
-        # Tied to the gradient, so that XLA forms a mask from its factors inside the update instead
-        # of moving the product, as large as the parameters, out of a training loop.
         trainable, updates = _tied(state.trainable, updates)
         mask = masks.resolve(trainable, updates)
         before, after = _drop_frozen, _keep_share
@@ -179,12 +177,22 @@ def _arrays(mask):
 
 
 def _tied(mask, updates):
-    """Both behind an optimization barrier, but for what is True without being an array."""
-    leaves, structure = jax.tree.flatten(mask)
-    arrays = [leaf for leaf in leaves if leaf is not True]
-    arrays, updates = jax.lax.optimization_barrier((arrays, updates))
-    rest = iter(arrays)
-    return jax.tree.unflatten(structure, [m if m is True else next(rest) for m in leaves]), updates
+    """The factors of masks and the smallest gradient, behind one optimization barrier.
+
+    XLA then forms a mask from its factors inside the update, instead of moving the product, as
+    large as the parameters, out of a training loop; and a large gradient still becomes an update in
+    the kernel that forms it.
+    """
+    leaves, structure = jax.tree.flatten(mask, is_leaf=masks.is_mask)
+    gradients, tree = jax.tree.flatten(updates)
+    factors = [leaf for leaf in leaves if masks.is_mask(leaf)]
+    if not factors or not gradients:
+        return mask, updates
+    least = min(range(len(gradients)), key=lambda i: jnp.size(gradients[i]))
+    factors, gradients[least] = jax.lax.optimization_barrier((factors, gradients[least]))
+    rest = iter(factors)
+    leaves = [next(rest) if masks.is_mask(leaf) else leaf for leaf in leaves]
+    return jax.tree.unflatten(structure, leaves), jax.tree.unflatten(tree, gradients)
 
 
 def _drop_frozen(mask, gradient):

@@ -260,6 +260,9 @@ class Method(NamedTuple):
         sources: `path -> axis` of a leaf of `theta`, counted from its last, along which there is an
             entry for each earlier task, in order, or None: a task's training moves its
             predecessors' alone, and `view` and the network take fewer of them, too.
+        rows: `path -> bool`, the leaves of `theta` that have a row for each task along their first
+            axis, of which a task's step reads and moves its own alone: `view`, `penalty` and
+            `project` take a theta that has no other row there, too. None if there is none.
         forget_task: `(theta, state, memory, task, kept, fresh) -> (theta, state, memory)`, without
             a finished task; not traced. None where what a task left cannot be told apart.
         forget_statistics: `(statistics, task, kept, fresh) -> statistics`, likewise, of a network
@@ -294,6 +297,7 @@ class Method(NamedTuple):
     used: Trainable | None = None
     compact: Callable[[PyTree, PyTree, int, PyTree], tuple[PyTree, PyTree]] | None = None
     sources: Callable[[str], int | None] | None = None
+    rows: Callable[[str], bool] | None = None
     forget_task: ForgetTask | None = None
     forget_statistics: Callable[[PyTree, int, Any, PyTree], PyTree] | None = None
 
@@ -366,5 +370,6 @@ def nested(method: Method, name: str) -> Method:
         divided=lambda state: method.divided(state.base),
         used=read(method.used),
         compact=read(method.compact),
+        rows=None,
         forget_task=None,  # what the wrapper keeps is of all tasks together
     )

@@ -80,6 +80,15 @@ def size_bytes(tree: PyTree) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
+def row(leaf: jax.Array, task: Any) -> jax.Array:
+    """A task's row of a leaf that has one for each, or the only one of a leaf that was cut to it.
+
+    >>> print(row(jnp.array([[1, 2], [3, 4]]), 1), row(jnp.array([[3, 4]]), 1))
+    [3 4] [3 4]
+    """
+    return leaf[0] if leaf.shape[0] == 1 else leaf[task]
+
+
 def draw(sampler: Callable, key: jax.Array, shapes: Sequence[tuple[int, ...]]) -> list[jax.Array]:
     """Random arrays of several shapes from one draw, as each draw takes long to compile."""
     sizes = [math.prod(shape) for shape in shapes]

@@ -13,7 +13,7 @@ from jaxcl.core.checks import check_choice, check_count
 from jaxcl.core.guard import guarded
 from jaxcl.core.method import Measure, Method, used_in
 from jaxcl.core.model import Wiring
-from jaxcl.core.trees import PyTree, draw
+from jaxcl.core.trees import PyTree, draw, row
 from jaxcl.methods.compaction import compacted
 from jaxcl.methods.gated import (
     attended_weights,
@@ -218,6 +218,7 @@ def hat(
         isolates=True,
         tasks=tasks,
         params_prefix="params/",
+        rows=lambda path: path.startswith("embeddings/"),
         used=used_in(view, "params"),
         compact=partial(_compact, wiring, view, gates),
         # Soft gates let every task into every weight.
@@ -246,9 +247,9 @@ def _gates(s_max, hard: bool, gradient: str, theta: PyTree, task, progress) -> P
 
     def attend(table):
         if hard and progress is None:
-            return table[task] > 0
+            return row(table, task) > 0
         scales = jnp.asarray(s, table.dtype), jnp.asarray(s_max, table.dtype)
-        return gate(table[task], *scales, gradient)
+        return gate(row(table, task), *scales, gradient)
 
     return jax.tree.map(attend, theta["embeddings"])
 
@@ -286,12 +287,13 @@ def _trainable(wiring: Wiring, theta: PyTree, state: HATState, task) -> PyTree:
     first = jnp.asarray(task == 0, bool)
 
     def share(path, leaf):
-        if path in wiring.inputs:
+        reads = any(name is not None for name, _ in wiring.inputs.get(path, ()))
+        if reads:  # an end without a gate counts as always used, so that the other one decides
             source = input_factor(wiring, path, leaf, state.attention)
         if path in wiring.outputs:
             target = state.attention[wiring.outputs[path]]
-            return masks.Attended(source, target) if path in wiring.inputs else 1 - target
-        return jnp.where(first, 1, 1 - source) if path in wiring.inputs else first
+            return masks.Attended(source, target) if reads else 1 - target
+        return jnp.where(first, 1, 1 - source) if reads else first
 
     return {
         "params": masks.map_with_path(share, theta["params"]),

@@ -93,6 +93,51 @@ def kinds(instructions: list[Instruction]) -> Counter:
     return Counter(i.opcode for i in instructions if i.opcode not in FREE)
 
 
+def kernels(text: str) -> Counter:
+    """What a GPU launches in one turn of a program's longest loop: in an epoch's, a training step.
+
+    Returns:
+        How many matrix products (`"product"`, with what is fused with them), copies (`"copy"`), and
+        other kernels (`"other"`) there are; and loops within the loop (`"loop"`), whose kernels are
+        launched with each turn of theirs and are not counted.
+
+    >>> text = '''
+    ... %product (a: f32[2,2]) -> f32[2,2] {
+    ...   ROOT %dot = f32[2,2] dot(%a, %a), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+    ... }
+    ... %body (p: (f32[2,2])) -> (f32[2,2]) {
+    ...   %a = f32[2,2] get-tuple-element(%p), index=0
+    ...   %b = f32[2,2] fusion(%a), kind=kCustom, calls=%product
+    ...   %c = f32[2,2] copy(%b)
+    ...   ROOT %t = (f32[2,2]) tuple(%c)
+    ... }
+    ... ENTRY %main (p: (f32[2,2])) -> (f32[2,2]) {
+    ...   ROOT %w = (f32[2,2]) while(%p), condition=%more, body=%body
+    ... }
+    ... '''
+    >>> sorted(kernels(text).items())
+    [('copy', 1), ('product', 1)]
+    """
+    found = computations(text)
+    return Counter(_kernel(i, found) for i in training_loop(text) if _launches(i))
+
+
+def _launches(instruction: Instruction) -> bool:
+    return instruction.opcode not in FREE and not instruction.opcode.endswith("-done")
+
+
+def _kernel(instruction: Instruction, found: dict[str, list[Instruction]]) -> str:
+    """What kind of kernel an instruction is."""
+    if instruction.opcode == "while":
+        return "loop"
+    if instruction.opcode.startswith("copy"):
+        return "copy"
+    called = re.search(r"calls=%?([\w.\-]+)", instruction.text)
+    inside = found.get(called[1], []) if called else []
+    product = "cublas" in instruction.text or any(i.opcode == "dot" for i in inside)
+    return "product" if product else "other"
+
+
 def collectives(text: str) -> Counter:
     """How often each kind of exchange between devices occurs in a program, its start counted."""
     opcodes = Counter(i.opcode for part in computations(text).values() for i in part)

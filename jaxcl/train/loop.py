@@ -14,6 +14,7 @@ from jaxcl.core.trees import PyTree
 from jaxcl.train.evaluation import means
 from jaxcl.train.forward import lend, training_logits
 from jaxcl.train.outputs import scores
+from jaxcl.train.rows import cut, put_back
 from jaxcl.train.stopping import follow
 from jaxcl.train.types import Data, Learner, Metrics, Setup, rows_of, trainable
 
@@ -133,6 +134,8 @@ def steps(
     key = epoch_key(learner.key, task, index)
     chosen = setup.method.phases[phase]
     mask = trainable(setup, learner.theta, learner.state, task, chosen.trainable)
+    whole = learner
+    learner, mask = cut(setup, chosen, learner, mask, task)
     run = _Epoch(
         setup, chosen, learner, data, features,
         order=None if data.first is not None else random_order(key, data.y.shape[0], data.count),
@@ -143,14 +146,15 @@ def steps(
     totals = jnp.where(first == 0, 0.0, jnp.stack(learner.position.totals))
     carry = _Carry(learner.theta, learner.statistics, learner.opt_state, learner.memory, totals)
     carry = jax.lax.fori_loop(first, last, lambda i, carry: _step(run, i, carry), carry)
-    after = learner._replace(
+    after = whole._replace(
         theta=carry.theta, statistics=carry.statistics, opt_state=carry.opt_state,
         memory=carry.memory,
     )  # fmt: skip
+    after = put_back(whole, after, task)
     totals = Metrics(*carry.totals)
     if setup.patience is not None or chosen.needed is not None:  # a stopped learner stands still
         stopped = learner.stopping.stopped
-        after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, learner)
+        after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, whole)
     finite = learner.position.finite & jnp.isfinite(totals.loss)
     position = learner.position._replace(totals=totals, finite=finite)
     seen = jnp.minimum(last * setup.batch, data.count)

@@ -72,7 +72,7 @@ def close(actual, expected):
     tolerance = TOLERANCE["f64" if jax.config.jax_enable_x64 else "f32"]
 
     def check(path, a, e):
-        a = np.broadcast_to(a, np.shape(e))
+        a, e = np.broadcast_arrays(a, e)
         np.testing.assert_allclose(a, e, 0, tolerance * np.abs(e).max(), err_msg=path)
 
     masks.map_with_path(check, expected, actual)
