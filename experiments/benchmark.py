@@ -76,13 +76,14 @@ class Config:
 
     Attributes:
         parts: rates: steps a second, and what a method adds to fine-tuning; families: the same for
-            regularization and replay; memory: of the training program; growth: time to the end of a sequence; startup: from the start of the command
-            to its first epoch; peers: side by side with PyTorch and Avalanche, on MNIST; prune: the
-            smallest half of some weights, beside numpy's partition and a sort; convolutions: the
-            networks of images beside PyTorch's, and beside a loop without the engine; study: whole
-            studies on split MNIST, from the start to the table, beside Avalanche's; kernels: what
-            a training step launches on an H100, as the GPU compiler says, without a GPU; takes
-            wheels of their own, and is not among those that run by default.
+            regularization and replay; memory: of the training program; growth: time to the end of a
+            sequence; startup: from the start of the command to its first epoch; peers: side by side
+            with PyTorch and Avalanche, on MNIST; prune: the smallest half of some weights, beside
+            numpy's partition and a sort; convolutions: the networks of images beside PyTorch's, and
+            beside a loop without the engine; study: whole studies on split MNIST, from the start to
+            the table, beside Avalanche's; kernels: what a training step launches on an H100, as the
+            GPU compiler says, without a GPU; takes wheels of their own, and is not among those that
+            run by default.
         networks: which networks.
         methods: which methods.
         replicas: how many seeds at once.

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_count, check_pattern, shorten
 from jaxcl.core.guard import guarded
-from jaxcl.core.method import Method
+from jaxcl.core.method import Method, rows_of, with_rows
 from jaxcl.core.trees import PyTree, draw, row
 
 HEAD = r"(^|/)head(/|$)"
@@ -78,7 +78,7 @@ def multihead(
         )
 
     def rows(path):
-        return own.has(path) or (method.rows is not None and method.rows(path))
+        return own.has(path) or rows_of(method)(path)
 
     def on_first(function):
         return lambda theta, state: function(own.select(theta, 0), state)
@@ -93,10 +93,9 @@ def multihead(
         end_task=end_task,
         measures=tuple(m._replace(of=on_first(m.of)) for m in method.measures),
         tasks=tasks,
-        rows=rows,
         **_of_the_trained(method, own),
     )
-    return guarded("multihead", multiheaded)
+    return with_rows(guarded("multihead", multiheaded), rows)
 
 
 class _Own(NamedTuple):

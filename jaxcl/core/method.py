@@ -220,6 +220,34 @@ class Measure(NamedTuple):
     of: Callable[[PyTree, PyTree], Any]
 
 
+class Rows(NamedTuple):
+    """The leaves of `theta` with a row for each task along their first axis, for `Method.rows`.
+
+    A task's step reads and moves its own alone: the method's functions take a theta that has no
+    other row there, too. What is made of a method by other functions has to promise that anew.
+
+    Attributes:
+        has: `path -> bool`.
+        functions: the method's `view`, `penalty` and `project`.
+    """
+
+    has: Callable[[str], bool]
+    functions: tuple[Callable, Callable, Callable]
+
+
+def with_rows(method: "Method", has: Callable[[str], bool]) -> "Method":
+    """The method with `rows`, which its functions of now keep."""
+    return method._replace(rows=Rows(has, (method.view, method.penalty, method.project)))
+
+
+def rows_of(method: "Method") -> Callable[[str], bool]:
+    """`Rows.has`, where the method's functions are those that it is of; else of no leaf."""
+    rows = method.rows
+    if rows is None or rows.functions != (method.view, method.penalty, method.project):
+        return lambda path: False
+    return rows.has
+
+
 class Method(NamedTuple):
     """A continual-learning method: pure functions over pytrees, all of which may be traced.
 
@@ -260,9 +288,7 @@ class Method(NamedTuple):
         sources: `path -> axis` of a leaf of `theta`, counted from its last, along which there is an
             entry for each earlier task, in order, or None: a task's training moves its
             predecessors' alone, and `view` and the network take fewer of them, too.
-        rows: `path -> bool`, the leaves of `theta` that have a row for each task along their first
-            axis, of which a task's step reads and moves its own alone: `view`, `penalty` and
-            `project` take a theta that has no other row there, too. None if there is none.
+        rows: the leaves of which a task's step reads and moves a row alone; None if there is none.
         forget_task: `(theta, state, memory, task, kept, fresh) -> (theta, state, memory)`, without
             a finished task; not traced. None where what a task left cannot be told apart.
         forget_statistics: `(statistics, task, kept, fresh) -> statistics`, likewise, of a network
@@ -297,7 +323,7 @@ class Method(NamedTuple):
     used: Trainable | None = None
     compact: Callable[[PyTree, PyTree, int, PyTree], tuple[PyTree, PyTree]] | None = None
     sources: Callable[[str], int | None] | None = None
-    rows: Callable[[str], bool] | None = None
+    rows: Rows | None = None
     forget_task: ForgetTask | None = None
     forget_statistics: Callable[[PyTree, int, Any, PyTree], PyTree] | None = None
 
@@ -370,6 +396,5 @@ def nested(method: Method, name: str) -> Method:
         divided=lambda state: method.divided(state.base),
         used=read(method.used),
         compact=read(method.compact),
-        rows=None,
         forget_task=None,  # what the wrapper keeps is of all tasks together
     )

@@ -170,7 +170,6 @@ def cpg(
         for step in range(prune_steps)
     ]
     return base._replace(
-        rows=None,
         init=partial(_init, rules),
         begin_task=partial(_begin_task, rules),
         view=partial(_view, rules),

@@ -175,7 +175,6 @@ def den(
         return of_units.join_units(wiring, net.cut(params, there))
 
     return base._replace(
-        rows=None,
         init=init,
         begin_task=begin_task,
         view=view,

@@ -141,7 +141,6 @@ def expandnet(
         "grow", share=0.5 / rounds, begin=grow, needed=lambda _, state, __: state.growing
     )
     return base._replace(
-        rows=None,
         init=init,
         begin_task=begin_task,
         view=view,

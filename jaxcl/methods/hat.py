@@ -11,7 +11,7 @@ import numpy as np
 from jaxcl.core import masks, sharding
 from jaxcl.core.checks import check_choice, check_count
 from jaxcl.core.guard import guarded
-from jaxcl.core.method import Measure, Method, used_in
+from jaxcl.core.method import Measure, Method, used_in, with_rows
 from jaxcl.core.model import Wiring
 from jaxcl.core.trees import PyTree, draw, row
 from jaxcl.methods.compaction import compacted
@@ -218,13 +218,12 @@ def hat(
         isolates=True,
         tasks=tasks,
         params_prefix="params/",
-        rows=lambda path: path.startswith("embeddings/"),
         used=used_in(view, "params"),
         compact=partial(_compact, wiring, view, gates),
         # Soft gates let every task into every weight.
         forget_task=partial(_forget, wiring) if hard else None,
     )
-    return guarded("hat", method)
+    return with_rows(guarded("hat", method), lambda path: path.startswith("embeddings/"))
 
 
 def _init(wiring: Wiring, tasks: int, embedding: str, key, params) -> tuple[PyTree, HATState]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxcl.core import masks
-from jaxcl.core.method import Phase
+from jaxcl.core.method import Phase, rows_of
 from jaxcl.core.trees import PyTree, leaves_by_path, map_with_path
 from jaxcl.train.types import Learner, Setup
 
@@ -57,9 +57,9 @@ def _paths(setup: Setup, phase: Phase, theta: dict[str, Any]) -> set[str]:
     """The leaves of which a step reads and moves the running task's row alone."""
     method = setup.method
     others = (method.online, method.auxiliary, phase.trainable, phase.penalty, phase.project)
-    if method.rows is None or setup.mixed or any(other is not None for other in others):
+    if setup.mixed or any(other is not None for other in others):
         return set()
-    return {path for path in theta if method.rows(path)}
+    return set(filter(rows_of(method), theta))
 
 
 def _beside(path: str, theta: dict[str, Any]) -> str:

@@ -36,7 +36,7 @@ def test_an_epoch_is_the_same_as_with_all_rows(method):
         (after.theta, after.opt_state), (whole.theta, whole.opt_state),
     )  # fmt: skip
     found = jaxcl.masks.leaves_by_path(after.theta)
-    rows = [path for path in found if setup.method.rows(path)]
+    rows = [path for path in found if setup.method.rows.has(path)]
     assert len(rows) == (3 if method == "hat" else 2)  # the head's, and of HAT's one gate
     for path in rows:
         old = jaxcl.masks.leaves_by_path(before.theta)[path]
@@ -57,3 +57,16 @@ def test_a_loop_carries_one_row_but_for_an_optimizer_of_other_shapes():
             learner,
         )
         assert new.theta["head"]["kernel"].shape == (rows, 8, 2)
+
+
+def test_a_penalty_of_ones_own_sees_all_rows():
+    """A method that is made of another by `_replace` promises nothing."""
+    seen = []
+
+    def penalty(theta, state, task, progress=None):
+        seen.append(theta["head"]["kernel"].shape)
+        return 0.0
+
+    setup = setup_of("finetune", optax.sgd(0.1))
+    trained(setup._replace(method=setup.method._replace(penalty=penalty)))
+    assert {*seen} == {(3, 8, 2)}
