@@ -78,13 +78,15 @@ FIGURES: dict[str, Figure] = {
         ),
         own={"ewc": {"strength": 1e5}},
         published={
+            ("task", "finetune"): "85.41 (0.88)",
             ("task", "ewc"): "98.64",
             ("domain", "ewc"): "63.95",
             ("class", "ewc"): "20.01",
         },
-        source="van de Ven and Tolias (2019), table 2",
+        source="van de Ven and Tolias (2019), table 2; fine-tuning: van de Ven (2025)",
         protocol="theirs: 2,000 steps a task, batch 128, Adam 1e-3 that is not reset, 2 x 400; "
-        "3 seeds, and a tenth of the training set is held out",
+        "3 seeds, and a tenth of the training set is held out. EWC's strength, 1e5, is the same in "
+        "all scenarios, and was not searched for each as theirs was",
     ),
     "permuted_mnist": Figure(
         benchmark="permuted_mnist",
