@@ -64,6 +64,7 @@ def evaluate_all(
     Returns:
         Arrays [tasks]: nan for the tasks that are not evaluated.
     """
+    data = jax.tree.map(jnp.asarray, data)
     tasks = data.y.shape[0]
 
     def add(task, found):
