@@ -5,6 +5,7 @@ They are compiled in a fifth of the time, and run slower for it, as no test trai
 `JAXCL_TESTS=optimized` compiles them as a user's are.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -22,10 +23,14 @@ if os.environ.get("JAXCL_TESTS") != "optimized":
     os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FAST])
 
 import jax
+import pytest
 
 # A shell starts what runs in its background deaf to Ctrl-C, and whatever that starts as well.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Traced programs are many objects that stay: looking through them less often saves a twentieth.
+gc.set_threshold(100_000, 20, 20)
 
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 PROGRAMS = Path(tempfile.gettempdir()) / f"jaxcl-tests-{RUN}" / "xla"
@@ -36,6 +41,20 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_legacy_prng_key", "error")
 jax.config.update("jax_compilation_cache_dir", str(PROGRAMS))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)
+
+
+@pytest.fixture(scope="module")
+def command(tmp_path_factory):
+    """The command in this process: its devices, and one cache of programs for all workers."""
+    jax.devices()  # from here on the command takes them as they are
+    before = jax.config.values["jax_compilation_cache_dir"]
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(root / "cache"))
+        yield
+        jax.config.update("jax_compilation_cache_dir", before)
+        jax.config.update("jax_enable_compilation_cache", True)
 
 
 def pytest_sessionfinish(session):

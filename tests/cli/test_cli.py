@@ -18,6 +18,8 @@ from jaxcl.report import figures
 from jaxcl.study import events
 from tests.cli.runs import refused, snapshot
 
+pytestmark = pytest.mark.usefixtures("command")
+
 TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 2 --seeds 3 --hidden 8 --devices 2")
 PLOTS = ("accuracy", "matrix", "capacity", "curves")
 FILES = {

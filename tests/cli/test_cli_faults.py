@@ -21,6 +21,8 @@ from jaxcl.cli import main as cli
 from jaxcl.cli.parsing import parse
 from jaxcl.report import figures, text
 
+pytestmark = pytest.mark.usefixtures("command")
+
 TINY = ["--benchmark", "split_digits", "--tasks", "2", "--epochs", "1", "--seeds", "2"]
 TINY += ["--hidden", "4", "--devices", "1"]
 COMPARE = ["compare", "--methods", "finetune", *TINY]

@@ -18,6 +18,8 @@ from jaxcl.cli.scenarios import divide
 from jaxcl.cli.session import load
 from jaxcl.report.comparing import chance
 
+pytestmark = pytest.mark.usefixtures("command")
+
 TINY = shlex.split("--benchmark split_digits --tasks 2 --epochs 1 --seeds 2 --hidden 8 --devices 2")
 
 

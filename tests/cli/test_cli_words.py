@@ -15,6 +15,8 @@ from jaxcl.study.recipes import Options
 from tests.cli import runs
 from tests.cli.runs import snapshot
 
+pytestmark = pytest.mark.usefixtures("command")
+
 
 def refused(capsys, *words, code=2):
     return runs.refused(capsys, *words, "--no-cache", code=code)

@@ -25,6 +25,8 @@ import os
 from jaxcl.cli import main as cli
 from jaxcl import replicas
 
+pytestmark = pytest.mark.usefixtures("command")
+
 fetch, calls = replicas.fetch, iter(range(52))
 
 

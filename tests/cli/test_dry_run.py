@@ -5,6 +5,8 @@ import pytest
 from jaxcl.cli import main as cli
 from jaxcl.study import events
 
+pytestmark = pytest.mark.usefixtures("command")
+
 WORDS = ["compare", "--dry-run", "--methods", "er", "--tasks", "2", "--seeds", "2"]
 WORDS += ["--hidden", "4", "--devices", "2", "--no-cache"]
 

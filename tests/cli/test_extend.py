@@ -13,6 +13,8 @@ from jaxcl.methods import replay
 from jaxcl.study import comparison
 from tests.cli import runs
 
+pytestmark = pytest.mark.usefixtures("command")
+
 WORDS = ["--methods", "finetune,packnet", "--steps", "4", "--seeds", "2", "--hidden", "8"]
 WORDS += ["--devices", "2"]
 MACHINE = ["--devices", "2"]

@@ -11,6 +11,25 @@ from tests.cli.runs import refused, snapshot
 from tests.report.studies import method
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Runs of all kinds side by side, which no test may change."""
+    root = tmp_path_factory.mktemp("folders")
+    for name in ("one", "copy", "one_merged"):
+        runs.finished(root / name)
+    runs.finished(root / "other", epochs=3)
+    runs.unfinished(root / "begun")
+    (root / "empty").mkdir()
+    for name, file, text in (
+        ("broken", "settings.json", "{"),
+        ("sweep", "settings.json", '{"settings": {"method": "hat"}}'),
+        ("damaged", "results.json", "{}"),
+    ):
+        runs.finished(root / name)
+        (root / name / file).write_text(text)
+    return root
+
+
 def test_plot_draws_the_same_again(tmp_path, capsys):
     folder = runs.finished(tmp_path / "one")
     before = snapshot(folder)
@@ -42,23 +61,11 @@ def test_plot_draws_the_same_again(tmp_path, capsys):
         (["merge", "one", "copy", "--name", "../x"], "--name must be the name of a folder"),
     ],
 )
-def test_refused(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    for name in ("one", "copy", "one_merged"):
-        runs.finished(tmp_path / name)
-    runs.finished(tmp_path / "other", epochs=3)
-    runs.unfinished(tmp_path / "begun")
-    (tmp_path / "empty").mkdir()
-    for name, file, text in (
-        ("broken", "settings.json", "{"),
-        ("sweep", "settings.json", '{"settings": {"method": "hat"}}'),
-        ("damaged", "results.json", "{}"),
-    ):
-        runs.finished(tmp_path / name)
-        (tmp_path / name / file).write_text(text)
-    before = snapshot(tmp_path)
+def test_refused(words, message, folders, monkeypatch, capsys):
+    monkeypatch.chdir(folders)
+    before = snapshot(folders)
     assert message in refused(capsys, *words)
-    assert snapshot(tmp_path) == before
+    assert snapshot(folders) == before
 
 
 def test_merge_adds_methods(tmp_path, capsys):

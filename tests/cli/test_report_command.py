@@ -7,6 +7,16 @@ from tests.cli import runs
 from tests.cli.runs import refused, snapshot
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Three runs side by side, which no test may change."""
+    root = tmp_path_factory.mktemp("folders")
+    runs.finished(root / "one")
+    runs.finished(root / "class", scenario="class")
+    runs.unfinished(root / "begun")
+    return root
+
+
 def test_writes_one_page(tmp_path, capsys):
     one, two = runs.finished(tmp_path / "one"), runs.finished(tmp_path / "two", epochs=3)
     cli.main(["report", str(one), str(two), "-o", str(tmp_path / "page.html")])
@@ -42,14 +52,11 @@ def test_a_run_in_several_scenarios_is_one_page(tmp_path, capsys):
         (["report", "one", "--output", "no/page.html"], "no/page.html: No such file or directory"),
     ],
 )  # fmt: skip
-def test_refused(words, message, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    runs.finished(tmp_path / "one")
-    runs.finished(tmp_path / "class", scenario="class")
-    runs.unfinished(tmp_path / "begun")
-    before = snapshot(tmp_path)
+def test_refused(words, message, folders, monkeypatch, capsys):
+    monkeypatch.chdir(folders)
+    before = snapshot(folders)
     assert message in refused(capsys, *words)
-    assert snapshot(tmp_path) == before
+    assert snapshot(folders) == before
 
 
 def test_a_missing_library_is_named(tmp_path, monkeypatch, capsys):

@@ -16,6 +16,8 @@ from jaxcl import checkpoint
 from jaxcl.cli import main as cli
 from jaxcl.study import pace
 
+pytestmark = pytest.mark.usefixtures("command")
+
 TINY = ["--benchmark", "split_digits", "--tasks", "2", "--seeds", "2", "--hidden", "4"]
 TINY += ["--epochs", "4", "--devices", "1", "--save-every", "1epochs"]
 COMPARE = ["compare", "--methods", "packnet", *TINY]

@@ -15,6 +15,8 @@ from jaxcl.cli import main as cli
 from tests.cli import runs as made
 from tests.cli.runs import refused
 
+pytestmark = pytest.mark.usefixtures("command")
+
 WORDS = ["compare", "--methods", "packnet,er,ewc", "--benchmark", "split_digits", "--no-cache"]
 WORDS += ["--tasks", "5", "--steps", "6", "--seeds", "2", "--hidden", "8", "--name", "mine"]
 WORDS += ["--devices", "2"]
