@@ -15,6 +15,8 @@ import pytest
 from jaxcl import checkpoint, replicas
 from jaxcl.cli import main as cli
 
+pytestmark = pytest.mark.usefixtures("command")
+
 TINY = ["--tasks", "3", "--hidden", "8"]
 WORDS = ["compare", *TINY, "--epochs", "20"]
 REFUSED = 2
@@ -24,8 +26,6 @@ import os
 
 from jaxcl.cli import main as cli
 from jaxcl import replicas
-
-pytestmark = pytest.mark.usefixtures("command")
 
 fetch, calls = replicas.fetch, iter(range(52))
 
