@@ -29,7 +29,7 @@ import pytest
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# Traced programs are many objects that stay: looking through them less often saves a twentieth.
+# Traced programs are many objects that stay, and are not looked through as often.
 gc.set_threshold(100_000, 20, 20)
 
 RUN = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))

@@ -137,9 +137,7 @@ def expandnet(
         growing = jnp.stack([n.any() for n in new.values()]).any()
         return theta, ExpandNetState(state.base, stamps, growing)
 
-    further = Phase(
-        "grow", share=0.5 / rounds, begin=grow, needed=lambda _, state, __: state.growing
-    )
+    further = Phase("grow", share=0.5 / rounds, begin=grow, needed=_grows)
     return base._replace(
         init=init,
         begin_task=begin_task,

@@ -19,6 +19,7 @@ from jaxcl.data.benchmark import Benchmark
 from jaxcl.data.benchmark import check as check_benchmark
 from jaxcl.study import replicas, sources
 from jaxcl.study.replicas import Device
+from jaxcl.train.rows import put_back
 from jaxcl.train.types import Setup
 
 Recipe = Callable[[Mapping[str, Any]], Setup]
@@ -215,7 +216,7 @@ def _epoch(phase, number, setup, whole, state, features, data, task, index, firs
     learner, metrics = train.steps(
         setup, learner, data, task, index, first, last, features, phase=phase, done=done
     )
-    learner = sources.put_back(whole, learner._replace(state=()))
+    learner = put_back(whole, learner._replace(state=()), 0)
     return learner, (metrics, learner.position.finite)
 
 

@@ -1,7 +1,8 @@
 """Training with the earlier tasks' entries that exist: columns that are still to come cost nothing.
 
 Arrays have room for all tasks. A program of an epoch may cut what is trained to the first entries,
-and put it back; each number of entries is a program of its own, which has to be worth compiling.
+and put it back as `train.rows` does; each number of entries is a program of its own, which has to
+be worth compiling.
 """
 
 import math
@@ -11,6 +12,7 @@ import jax
 
 from jaxcl.core.method import Method
 from jaxcl.core.trees import leaves_by_path, map_with_path
+from jaxcl.train.rows import beside
 from jaxcl.train.types import Learner
 
 # Operations of one replica that take about as long as to compile a program, at the least.
@@ -32,19 +34,6 @@ def cut(method: Method, learner: Learner, number: int | None) -> Learner:
     return learner._replace(theta=theta, opt_state=opt_state)
 
 
-def put_back(whole: Learner, learner: Learner) -> Learner:
-    """A learner that was cut, with the further entries of the one that it was cut from."""
-
-    def put(old, new):
-        if old.shape == new.shape:
-            return new
-        return jax.lax.dynamic_update_slice(old, new, [0] * old.ndim)
-
-    both = (whole.theta, whole.opt_state), (learner.theta, learner.opt_state)
-    theta, opt_state = jax.tree.map(put, *both)
-    return learner._replace(theta=theta, opt_state=opt_state)
-
-
 def entries(method: Method, learner: Learner) -> tuple[int, int]:
     """For how many earlier tasks there are entries, and how many numbers of theta each of them has.
 
@@ -53,11 +42,10 @@ def entries(method: Method, learner: Learner) -> tuple[int, int]:
     axis_of = method.sources
     if axis_of is None:
         return 0, 0
-    found = {path: leaf.shape for path, leaf in leaves_by_path(learner.theta).items()}
-    found = {path: shape for path, shape in found.items() if axis_of(path) is not None}
+    theta = leaves_by_path(learner.theta)
+    found = {path: leaf.shape for path, leaf in theta.items() if axis_of(path) is not None}
     for path, leaf in leaves_by_path(learner.opt_state).items():
-        of = next((p for p in found if path.endswith(p)), None)
-        if of and leaf.shape != found[of]:
+        if leaf.shape != found.get(beside(path, theta), leaf.shape):
             return 0, 0
     numbers = {shape[axis_of(path)] for path, shape in found.items()}
     if len(numbers) != 1:

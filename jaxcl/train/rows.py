@@ -20,7 +20,7 @@ def cut(
     """
     theta, moments = leaves_by_path(learner.theta), leaves_by_path(learner.opt_state)
     paths = _paths(setup, phase, theta)
-    held = {path: name for path in moments if (name := _beside(path, theta)) in paths}
+    held = {path: name for path in moments if (name := beside(path, theta)) in paths}
     if not paths or any(moments[path].shape != theta[name].shape for path, name in held.items()):
         return learner, mask
 
@@ -40,13 +40,13 @@ def cut(
     return learner._replace(theta=new, opt_state=opt_state), mask
 
 
-def put_back(whole: Learner, learner: Learner, task: Any) -> Learner:
-    """A learner that was cut, with the other rows of the one that it was cut from."""
+def put_back(whole: Learner, learner: Learner, first: Any) -> Learner:
+    """A learner that was cut, in the one that it was cut from, whose row `first` it begins at."""
 
     def put(old, new):
         if old.shape == new.shape:
             return new
-        return jax.lax.dynamic_update_slice_in_dim(old, new, task, 0)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, first, 0)
 
     both = (whole.theta, whole.opt_state), (learner.theta, learner.opt_state)
     theta, opt_state = jax.tree.map(put, *both)
@@ -62,10 +62,10 @@ def _paths(setup: Setup, phase: Phase, theta: dict[str, Any]) -> set[str]:
     return set(filter(rows_of(method), theta))
 
 
-def _beside(path: str, theta: dict[str, Any]) -> str:
+def beside(path: str, theta: dict[str, Any]) -> str:
     """The leaf of theta that one of an optimizer's state belongs to: the longest end of its path.
 
-    >>> _beside("0/mu/layers/head/kernel", {"head/kernel": 0, "layers/head/kernel": 0})
+    >>> beside("0/mu/layers/head/kernel", {"head/kernel": 0, "layers/head/kernel": 0})
     'layers/head/kernel'
     """
     return max((name for name in theta if f"/{path}".endswith(f"/{name}")), key=len, default="")
