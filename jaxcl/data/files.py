@@ -4,13 +4,14 @@ import dataclasses
 import os
 import zipfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxcl.data.benchmark import Benchmark, from_arrays, provenance, stratify
-from jaxcl.data.images import open_image, resize
+from jaxcl.data.images import channels_of, open_image, resize
 from jaxcl.data.streaming import Images
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".ppm", ".pgm", ".tif", ".tiff")
@@ -137,10 +138,10 @@ def folder(
         seed: for the division.
         validation: share of `train` that is held out where there is no `val`; 0.1 by default.
         size: pixels along a side, to which all images are resized; None where they have one size.
-        skip_corrupt: leave out images that cannot be read, and name them in `left_out`; with
-            `stream` each is opened once beforehand.
+        skip_corrupt: leave out images that cannot be read, and name them in `left_out`.
         stream: read the images for training while a network trains; it needs `size`, and `train`
-            and `test`. Those for validation and testing are held.
+            and `test`. Those for validation and testing are held. Each is opened once beforehand,
+            to tell damage and whether all are grey.
         augment: give them cropped and flipped at random; with `stream`.
 
     Raises:
@@ -170,10 +171,14 @@ def folder(
             odd = sorted({*own} ^ {*classes})[0]
             raise ValueError(f"{root}: the class {odd} is not in each of {', '.join(parts)}.")
     if stream:
-        skipped = tuple(map(_skim, files)) if skip_corrupt else ()
+        if size is None or not parted:
+            raise ValueError(
+                f"{path}: to stream it give size, in pixels, and folders train and test."
+            )
+        channels, skipped = _opened(files, skip_corrupt)
         of = dict(zip(parts, files))
-        made = _streamed(path, of, classes, size, augment, seed, validation)
-        return made._replace(left_out=tuple(str(file) for part in skipped for file in part))
+        made = _streamed(path, of, classes, size, channels, augment, seed, validation)
+        return made._replace(left_out=tuple(map(str, skipped)))
     read = [_read(own, classes, size, skip_corrupt) for own in files]
     left_out = tuple(str(file) for *_, skipped in read for file in skipped)
     arrays = _one_kind(path, [(images, labels) for images, labels, _ in read])
@@ -189,49 +194,57 @@ def folder(
 
 
 def _streamed(
-    path: Path, files: dict, classes: list[str], size, augment: bool, seed: int, validation
-) -> Benchmark:
+    path: Path, files: dict, classes: list[str], size: int, channels: int, augment: bool, seed: int,
+    validation: float | None,
+) -> Benchmark:  # fmt: skip
     """The set whose images for training are read while a network trains."""
-    if size is None or "test" not in files:
-        raise ValueError(f"{path}: to stream it give size, in pixels, and folders train and test.")
 
-    def listed(part: str, channels: int, augment: bool = False) -> tuple[Images, np.ndarray]:
+    def listed(part: str, augment: bool = False) -> tuple[Images, np.ndarray]:
         every = [(file, i) for i, name in enumerate(classes) for file in files[part][name]]
         x = Images(tuple(file for file, _ in every), size, channels, augment)
         return x, np.asarray([label for _, label in every], np.int32)
 
-    channels = open_image(files["train"][classes[0]][0]).shape[-1]
-    x, y = listed("train", channels, augment)
+    x, y = listed("train", augment)
     if "val" in files:
-        val = listed("val", channels)
+        val = listed("val")
     else:
         share = 0.1 if validation is None else validation
         held, rest = stratify(f"{path.name}, train", y, (share,), seed)
         val, x, y = (dataclasses.replace(x[held], augment=False), y[held]), x[rest], y[rest]
-    test = listed("test", channels)
-    held_out = [(np.asarray(images), labels) for images, labels in (val, test)]
+    held_out = [(np.asarray(images), labels) for images, labels in (val, listed("test"))]
     made = from_arrays(path.name, [((x, y), *held_out)])
     return made._replace(tasks=(made.tasks[0]._replace(names=tuple(classes)),))
 
 
-def _skim(files: dict[str, list[Path]]) -> list[Path]:
-    """Takes the images that cannot be read out of those of each class, and gives them."""
-    skipped = []
-    for name, own in files.items():
-        bad = [file for file in own if not _can_be_read(file)]
-        if len(bad) == len(own):
-            raise ValueError(f"none of the images of {name} can be read, such as {bad[0]}.")
-        files[name] = [file for file in own if file not in bad]
-        skipped += bad
-    return skipped
+def _opened(parts: list[dict[str, list[Path]]], skip_corrupt: bool) -> tuple[int, list[Path]]:
+    """Opens every image of each part and class.
+
+    Those that cannot be read are taken out, if asked.
+
+    Returns:
+        The channels that all images are brought to, and what was taken out.
+    """
+    channels, skipped = 1, []
+    with ThreadPoolExecutor() as threads:
+        for files in parts:
+            for name, own in files.items():
+                found = dict(zip(own, threads.map(_channels_or_error, own)))
+                errors = {file: one for file, one in found.items() if isinstance(one, ValueError)}
+                if errors and not skip_corrupt:
+                    raise next(iter(errors.values()))
+                if len(errors) == len(own):
+                    raise ValueError(f"none of the images of {name} can be read, such as {own[0]}.")
+                files[name] = [file for file in own if file not in errors]
+                channels = max(channels, *(one for one in found.values() if isinstance(one, int)))
+                skipped += errors
+    return channels, skipped
 
 
-def _can_be_read(file: Path) -> bool:
+def _channels_or_error(file: Path) -> int | ValueError:
     try:
-        open_image(file)
-    except ValueError:
-        return False
-    return True
+        return channels_of(file)
+    except ValueError as error:
+        return error
 
 
 def files_by_class(root: Path) -> dict[str, list[Path]]:

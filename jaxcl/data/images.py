@@ -1,5 +1,6 @@
 """Images of one size and one number of channels."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jaxcl.data.benchmark import Benchmark, is_streamed
 
 _GREY = ("1", "L", "LA", "I", "I;16")
 LARGEST = 4096  # pixels along a side
+JPEG_END = b"\xff\xd9"  # behind the last pixel; a file that was cut lacks it
 
 
 def open_image(file: Path) -> np.ndarray:
@@ -27,6 +29,33 @@ def open_image(file: Path) -> np.ndarray:
     except Exception as error:  # pillow has many of its own
         raise ValueError(f"the image {file} cannot be read: {error}.") from error
     return pixels.reshape(*pixels.shape[:2], -1)
+
+
+def channels_of(file: Path) -> int:
+    """1 for a grey image, 3 for others; pixels are decoded only where nothing else tells damage.
+
+    Raises:
+        ValueError: if it cannot be read; it names the file.
+    """
+    pil: Any = load_extra("PIL.Image")
+    try:
+        with pil.open(file) as image:
+            channels = 1 if image.mode in _GREY else 3
+            if image.format == "PNG":
+                image.verify()  # compares the checksums
+                return channels
+            if image.format == "JPEG" and _last(file, 2) == JPEG_END:
+                return channels
+    except Exception:  # pillow has many of its own
+        pass  # which reading it tells in words
+    return open_image(file).shape[-1]
+
+
+def _last(file: Path, count: int) -> bytes:
+    """The bytes at the end of a file."""
+    with open(file, "rb") as content:
+        content.seek(-count, os.SEEK_END)
+        return content.read()
 
 
 def resize(image: np.ndarray, size: int) -> np.ndarray:

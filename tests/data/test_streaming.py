@@ -2,8 +2,10 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxcl import data
+from jaxcl.data import images
 from jaxcl.data.streaming import SHARE, random_part
 from tests.data.pictures import pictures
 
@@ -37,6 +39,34 @@ def test_corrupt_images_are_left_out_if_asked(tmp_path):
         bad.with_stem(other).write_bytes(b"")
     with pytest.raises(ValueError, match="none of the images of bee can be read, such as"):
         data.folder(tmp_path, size=6, stream=True, skip_corrupt=True)
+
+
+@pytest.mark.parametrize("kind", ["png", "jpg", "bmp"])
+def test_a_file_that_was_cut_is_named_before_anything_is_trained(tmp_path, kind):
+    pictures(tmp_path / "train", each=3), pictures(tmp_path / "test", each=2)
+    bad = tmp_path / "train" / "bee" / f"1.{kind}"
+    Image.fromarray(np.arange(900, dtype=np.uint8).reshape(30, 30)).save(bad)
+    assert data.folder(tmp_path, size=6, stream=True).left_out == ()
+    bad.write_bytes(bad.read_bytes()[:-20])
+    with pytest.raises(ValueError, match=f"the image {bad} cannot be read"):
+        data.folder(tmp_path, size=6, stream=True)
+
+
+def test_a_picture_of_known_format_is_not_decoded_beforehand(tmp_path, monkeypatch):
+    for kind in ("png", "jpg"):
+        Image.new("L", (4, 4)).save(tmp_path / f"grey.{kind}")
+        Image.new("RGB", (4, 4)).save(tmp_path / f"colored.{kind}")
+    monkeypatch.setattr(images, "open_image", None)
+    assert [images.channels_of(file) for file in sorted(tmp_path.iterdir())] == [3, 3, 1, 1]
+
+
+def test_grey_and_colored_images_are_brought_to_one_kind(tmp_path):
+    pictures(tmp_path / "train", each=3), pictures(tmp_path / "test", each=2)
+    Image.new("RGB", (5, 5), (9, 99, 199)).save(tmp_path / "train" / "bee" / "1.png")
+    held, streamed = (data.folder(tmp_path, size=6, stream=s).tasks[0] for s in (False, True))
+    assert held.train.x.shape[-1] == 3
+    np.testing.assert_array_equal(np.asarray(streamed.train.x), held.train.x)
+    np.testing.assert_array_equal(streamed.test.x, held.test.x)
 
 
 def test_sequences_of_them_read_nothing(both, monkeypatch):
@@ -86,9 +116,9 @@ def test_what_cannot_be_streamed(tmp_path):
     with pytest.raises(ValueError, match="give size, in pixels, and folders train and test"):
         data.folder(tmp_path / "a", stream=True)
     pictures(tmp_path / "b" / "train"), pictures(tmp_path / "b" / "test")
-    (tmp_path / "b" / "train" / "ant" / "3.png").write_bytes(b"x")
     made = data.folder(tmp_path / "b", size=6, stream=True)
     x = made.tasks[0].train.x
+    (tmp_path / "b" / "train" / "ant" / "3.png").write_bytes(b"x")  # since it was looked at
     with pytest.raises(Exception, match=r"ant.3.png cannot be read"):
         list(x.batches(np.arange(36), 9, seed=0))
 
