@@ -313,9 +313,16 @@ def forgotten(setup, kind, optimizers, retrain=False):
 
 
 ALL = tuple(OPTIMIZERS)
-# Every optimizer; and every method in every network and library, where the optimizers take turns,
-# unless JAXCL_WHOLE_MATRIX=1 asks for all of them everywhere.
+# Every optimizer; and every method in every network and library, where the optimizers take turns.
+# JAXCL_WHOLE_MATRIX=1 asks for all of them everywhere, and for the deepest networks once more with
+# what they have in common with others.
 WHOLE = bool(os.environ.get("JAXCL_WHOLE_MATRIX"))
+DEEP = (
+    ("packnet zero", "resnet18", "built in", "frozen"),
+    ("hat", "resnet18", "built in", "per_task"),
+    ("packnet zero", "vgg16", "built in", "frozen"),
+    ("hat", "vgg16 norm", "built in", "frozen"),
+)
 CASES = [
     ("packnet zero", "mlp", "built in", "frozen", ALL),
     ("hat", "mlp", "built in", "frozen", ALL),
@@ -345,19 +352,16 @@ CASES += [
             ("pnn linear", "residual", "nnx", "shared"),
             ("pnn adapter", "residual", "linen", "shared"),
             ("hat", "resnet18", "built in", "frozen"),
-            ("packnet zero", "resnet18", "built in", "frozen"),
             ("packnet keep", "resnet18", "built in", "per_task"),
-            ("hat", "resnet18", "built in", "per_task"),
             ("pnn adapter", "resnet18", "built in", "shared"),
             ("hat", "alexnet", "built in", "frozen"),
             ("packnet zero", "alexnet", "built in", "frozen"),
             ("pnn linear", "alexnet", "built in", "shared"),
             ("hat", "vgg16", "built in", "frozen"),
-            ("packnet zero", "vgg16", "built in", "frozen"),
             ("pnn adapter", "vgg16", "built in", "shared"),
-            ("hat", "vgg16 norm", "built in", "frozen"),
             ("packnet zero", "vgg16 norm", "built in", "per_task"),
             ("pnn adapter", "vgg16 norm", "built in", "shared"),
+            *(DEEP if WHOLE else ()),
         ]
     )
 ]

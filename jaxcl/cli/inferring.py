@@ -19,7 +19,6 @@ from jaxcl.data.benchmark import Benchmark
 from jaxcl.inference.measuring import Measured, after_each
 from jaxcl.inference.runs import Trained, load
 from jaxcl.inference.tasks import Rule
-from jaxcl.report import figures
 from jaxcl.report.results import MethodResults, Results, plain, summary
 from jaxcl.report.text import write_whole
 from jaxcl.study import recipes
@@ -139,6 +138,8 @@ def _as_results(
 
 def _write(folder: Path, measured: dict[str, list[list[Measured] | None]]) -> None:
     """The numbers of the end, as `jaxcl infer` writes them, and what is taken for what."""
+    from jaxcl.report import figures
+
     found = {name: [one[-1] for one in seeds if one] for name, seeds in measured.items()}
     if not any(found.values()):
         return

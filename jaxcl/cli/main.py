@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -99,19 +100,18 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
     """Prepares and does the job of a command that trains."""
     import jax
 
-    from jaxcl.cli import dry, processes, tune
+    from jaxcl.cli import processes
     from jaxcl.cli.options import Compare
     from jaxcl.cli.running import Refused
     from jaxcl.study.comparison import Stopped
 
-    does = importlib.import_module(f"jaxcl.cli.{type(command).__name__.lower()}")
-    if isinstance(command, Compare) and command.tune:
-        does = tune
-    if isinstance(command, Compare) and command.dry_run:
-        does = dry
+    name = type(command).__name__.lower()
+    if isinstance(command, Compare):
+        name = "dry" if command.dry_run else "tune" if command.tune else name
+    does = importlib.import_module(f"jaxcl.cli.{name}")
     try:
-        absent = isinstance(command, Compare) and command.topology
-        devices = dry.devices_of(command) if absent else use_devices(command.run)
+        absent = name == "dry" and command.topology
+        devices = does.devices_of(command) if absent else use_devices(command.run)
         job = does.prepare(command, devices, cache, held)
     except REFUSED as error:
         _fail(error)
@@ -119,6 +119,9 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
         _fail(signals.STOPPED, code=getattr(error, "code", 130))
     noted = signals.Noted()
     try:
+        if processes.is_main():  # what draws the plots loads while the devices compute
+            figures = ("jaxcl.report.figures",)
+            threading.Thread(target=importlib.import_module, args=figures, daemon=True).start()
         with signals.handled(noted.handle):
             job(noted.asked)
     except KeyboardInterrupt:

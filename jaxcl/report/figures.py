@@ -70,10 +70,13 @@ def save(figure: Figure, folder: str | Path, name: str) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     svg, png = folder / f"{name}.svg", folder / f"{name}.png"
     dpi = min(200, MOST_PIXELS / max(figure.get_size_inches()))
+    layout = figure.get_layout_engine()
     for path, metadata in ((svg, {"Date": None}), (png, None)):
         drawn = io.BytesIO()
         figure.savefig(drawn, format=path.suffix[1:], dpi=dpi, metadata=metadata)
+        figure.set_layout_engine("none")  # the second is laid out as the first
         write_whole(path, drawn.getvalue())
+    figure.set_layout_engine(layout)
     return [svg, png]
 
 

@@ -343,8 +343,6 @@ def confidence_interval(values, level: float = 0.95) -> Interval:
     >>> round(float(mean), 3), round(float(half_width), 3)  # 4.303 * 1 / sqrt(3)
     (2.0, 2.484)
     """
-    from scipy.special import stdtrit  # the quantile of Student's t; scipy comes with jax
-
     values = np.asarray(values, dtype=np.float64)
     if values.ndim == 0 or values.shape[0] == 0:
         raise ValueError(
@@ -355,6 +353,8 @@ def confidence_interval(values, level: float = 0.95) -> Interval:
     seeds, mean = values.shape[0], values.mean(axis=0)
     if seeds == 1:
         return Interval(mean, np.nan * mean)
+    from scipy.special import stdtrit  # the quantile of Student's t; scipy comes with jax
+
     error = values.std(axis=0, ddof=1) / np.sqrt(seeds)
     return Interval(mean, stdtrit(seeds - 1, (1 + level) / 2) * error)
 

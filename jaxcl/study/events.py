@@ -204,7 +204,7 @@ class _Run(NamedTuple):
         study = self.study
         number = task + 1 if self.setup.method.isolates else len(study.benchmark.tasks)
         results = study.programs["evaluate"](
-            learners, (self.settings,), self.held_out, jnp.int32(number)
+            learners, (self.settings,), self.held_out, np.int32(number)
         )
         return replicas.fetch(results, study.layout)
 
@@ -259,7 +259,7 @@ def _run(
 def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Iterator[Event]:
     """One task's phases, from a cursor on; returns the learners."""
     study, programs, fixed, task = this.study, this.study.programs, (this.settings,), start.task
-    number, examples = jnp.int32(task), _boundary_examples(this.setup, data)
+    number, examples = np.int32(task), _boundary_examples(this.setup, data)
     resumed = start != Cursor(task)
     if not resumed:
         learners, _ = programs["begin_task"](learners, fixed, number)
@@ -291,7 +291,7 @@ def _train(this: _Run, learners, start: Cursor, data: Data, validation) -> Itera
 
 def _train_phase(this: _Run, learners, cursor: Cursor, feed: _Feed) -> Iterator[Event]:
     """The epochs of a phase, from a cursor on; returns the learners."""
-    study, index, task, number = this.study, cursor.phase, cursor.task, jnp.int32(cursor.task)
+    study, index, task, number = this.study, cursor.phase, cursor.task, np.int32(cursor.task)
     steps = steps_of(study, this.setup, task)
     each = lengths(study, task, steps)
     before, planned = sum(each[:index]), each[index]
@@ -329,8 +329,8 @@ def _train_epoch(
     _, left = length(study, cursor.task, index, per_epoch)
     before = cursor.epoch * per_epoch
     last = min(per_epoch, left - before)
-    done = jnp.float32([before / left, (before + last) / left])
-    numbers, data, several = (jnp.int32(cursor.task), jnp.int32(epoch)), feed.data, None
+    done = np.array([before / left, (before + last) / left], np.float32)
+    numbers, data, several = (np.int32(cursor.task), np.int32(epoch)), feed.data, None
     part = None
     if setup.order == "one":
         several = windows(study, setup, cursor.task, epoch, cursor.step, last)
@@ -350,7 +350,7 @@ def _train_epoch(
         state = learners.state
         learners, results = study.programs[f"epoch_{index}{this.suffixes[cursor.task]}"](
             learners._replace(state=()), (this.settings, state, feed.features),
-            data, *numbers, jnp.int32(cursor.step), jnp.int32(end), done,
+            data, *numbers, np.int32(cursor.step), np.int32(end), done,
         )  # fmt: skip
         learners, cursor = learners._replace(state=state), cursor._replace(step=end)
         if part is not None:

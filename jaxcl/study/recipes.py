@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxcl import models
@@ -374,7 +375,7 @@ def recipe(
     check_order(benchmark, choice.shared.order)
     prepare, x = normalize(benchmark), benchmark.tasks[0].train.x
     sample = jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
-    classes = jnp.array([task.classes for task in benchmark.tasks[:limit]])
+    classes = jax.device_put(np.array([task.classes for task in benchmark.tasks[:limit]], np.int32))
     if choice.model is None:  # every program asks for it, and no setting changes it
         choice = choice._replace(model=functools.cache(partial(network, benchmark, choice.shared)))
 

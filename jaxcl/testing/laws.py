@@ -115,6 +115,8 @@ def assert_rows_are_single_runs(
 ) -> None:
     """Law 2: every replica of a study is the run of its seed and setting alone.
 
+    Those runs share their programs, so that law 3 is seen as well: none is compiled twice.
+
     Args:
         recipe: as for `study.build`.
         benchmark: the sequence of tasks.
@@ -122,11 +124,13 @@ def assert_rows_are_single_runs(
         **options: what else `study.build` takes; `epochs` is 1 by default.
 
     Raises:
-        AssertionError: naming the seed and the leaf that differs by more than rounding.
+        AssertionError: naming the seed and the leaf that differs by more than rounding, or the
+            programs that were compiled more than once.
     """
     options = {"epochs": 1, "devices": jax.devices()[:1], **options}
     settings = options.pop("settings", {})
-    together = _final(study.build(recipe, benchmark, seeds, settings=settings, **options))
+    several = study.build(recipe, benchmark, seeds, settings=settings, **options)
+    together = _final(several)
     alone = study.build(
         recipe, benchmark, seeds[:1], settings={k: v[:1] for k, v in settings.items()}, **options
     )
@@ -142,6 +146,13 @@ def assert_rows_are_single_runs(
                 else np.allclose(found, expected[0], rtol=1e-3, atol=1e-4, equal_nan=True)
             )
             assert alike, f"seed {seed}: '{path}' is not that of the run of this seed alone."
+    _check_traces(several)
+    _check_traces(alone)
+
+
+def _check_traces(built: study.Study) -> None:
+    often = {name: count for name, count in built.traces.items() if count > 1}
+    assert not often, f"compiled more than once: {often}."
 
 
 def _final(built: study.Study) -> dict[str, np.ndarray]:
@@ -175,5 +186,4 @@ def assert_compiles_once(
     other = built._replace(seeds=built.seeds + 7)
     for _ in study.run(other):
         pass
-    often = {name: count for name, count in built.traces.items() if count > 1}
-    assert not often, f"compiled more than once: {often}."
+    _check_traces(built)

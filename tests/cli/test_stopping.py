@@ -154,7 +154,7 @@ def test_killed_and_resumed(words, undisturbed, tmp_path):
     while True:
         process = subprocess.Popen([sys.executable, "-c", RUN, *words], env=environment)
         before = {*tmp_path.glob("*/checkpoints/packnet/*")}
-        while process.poll() is None and killed < 3:
+        while process.poll() is None and killed < 2:
             if {*tmp_path.glob("*/checkpoints/packnet/*")} != before and chance.random() < 0.3:
                 process.kill()
         if process.wait() == 0:

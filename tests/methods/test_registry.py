@@ -39,17 +39,17 @@ def has_retraining(spec):
 
 
 @pytest.mark.parametrize("spec", REGISTRY, ids=lambda spec: spec.name)
-def test_law_2_a_replica_is_the_run_of_its_seed_alone(spec):
+def test_law_2_a_replica_is_the_run_of_its_seed_alone_and_law_3_compile_once(spec):
     rates = np.array([0.05, 0.02], np.float32)
     assert_rows_are_single_runs(
         recipe(spec), digits(), [3, 1], settings={"learning_rate": rates},
-        retrain_epochs=has_retraining(spec),
+        retrain_epochs=has_retraining(spec), epochs=2,
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("spec", REGISTRY, ids=lambda spec: spec.name)
-def test_law_3_every_program_is_compiled_once(spec):
-    assert_compiles_once(recipe(spec, 3), digits(3), retrain_epochs=has_retraining(spec), epochs=1)
+def test_law_3_a_third_task_compiles_nothing():
+    for spec in REGISTRY[:2]:
+        assert_compiles_once(recipe(spec, 3), digits(3), epochs=1)
 
 
 ISOLATING = [spec for spec in REGISTRY if recipe(spec)({}).method.isolates]
