@@ -727,15 +727,16 @@ def flop(jaxpr: Any) -> float:
     for eqn in jaxpr.eqns:
         inner = [flop(inner) for inner in jaxprs_in_params(eqn.params)]
         total += max(inner) if eqn.primitive.name == "cond" else sum(inner)
+        if eqn.primitive.name not in ("dot_general", "conv_general_dilated"):
+            continue
         out = math.prod(eqn.outvars[0].aval.shape)
         if eqn.primitive.name == "dot_general":
             (contracted, _), _ = eqn.params["dimension_numbers"]
             total += 2 * out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted)
-        elif eqn.primitive.name == "conv_general_dilated":
+        else:
             kernel = eqn.invars[1].aval.shape
-            total += (
-                2 * out * math.prod(kernel) / kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
-            )
+            channels = kernel[eqn.params["dimension_numbers"].rhs_spec[0]]
+            total += 2 * out * math.prod(kernel) / channels
     return total
 
 

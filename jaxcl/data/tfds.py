@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import uuid
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,12 +44,8 @@ def read(
     file = f"jaxcl-{name.replace('/', '-')}-{at.name}-{digest}{sized}.npz"
     paths = [place / file for place in (at, *user_cache())]
     for path in paths:
-        try:
-            with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
-                arrays = tuple(stored[key] for key in _ARRAYS)
-        except Exception:  # absent, partial or broken (zip keeps checksums): decode again
-            continue
-        if fits(arrays, counts):
+        arrays = _kept(path, counts)
+        if arrays is not None:
             return arrays
     arrays = decode(name, at, size)
     for path in paths:
@@ -58,6 +55,21 @@ def read(
         except OSError:  # not writable: try the next, and do without at last
             continue
     return arrays
+
+
+def _kept(path: Path, counts: Sequence[int]) -> tuple[np.ndarray, ...] | None:
+    """What a file keeps; None, with a warning if there is one, where it cannot be used."""
+    try:
+        with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as stored:
+            arrays = tuple(stored[key] for key in _ARRAYS)
+    except OSError:  # absent, or not for this user
+        return None
+    except Exception:  # partial or broken: zip keeps checksums
+        arrays = ()
+    if arrays and fits(arrays, counts):
+        return arrays
+    warnings.warn(f"{path} does not hold what the set does; it is decoded again.", stacklevel=3)
+    return None
 
 
 def check_images(name: str, data_dir: str | os.PathLike | None, size: int | None) -> None:
