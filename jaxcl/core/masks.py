@@ -9,6 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Container, Sequence
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -250,26 +251,33 @@ def _smallest(pairs: list[tuple], fraction: Any, ties: str) -> list[jax.Array]:
     """`smallest_fraction` of pairs of a leaf and its candidates that are ranked together."""
     dtype = jnp.result_type(float, *(value for value, _ in pairs))
     ranks = [_ranks(jnp.asarray(value, dtype), candidates) for value, candidates in pairs]
-    unsigned = jnp.iinfo(ranks[0].dtype)
     with jax.enable_x64(True):
-        last = jnp.asarray(unsigned.max, unsigned.dtype)
-        *_, total = _below(ranks, (0 * last, last - 1, last))
-        number = jnp.round(jnp.asarray(fraction, jnp.float64) * total).astype(jnp.int64)
-        cut = _nth(ranks, number, unsigned.bits)
-        less, most, _ = _below(ranks, (cut, cut + 1, last))
-        upto = [(rank <= cut) & (rank < last) & (number > 0) for rank in ranks]
-        if ties == "original":
-            return upto
-
-        def first():  # of the entries at the cut-off those up to a place, found in the same way
-            places = _places([rank == cut for rank in ranks])
-            bits = sum(rank.size for rank in ranks).bit_length()
-            end = _nth(places, number - less, bits)
-            return [u & ((r < cut) | (p <= end)) for u, r, p in zip(upto, ranks, places)]
-
-        return jax.lax.cond(most > number, first, lambda: upto)
+        return _marked(ranks, jnp.asarray(fraction, jnp.float64), ties)
 
 
+@partial(jax.jit, static_argnames="ties")
+def _marked(ranks: list[jax.Array], fraction: jax.Array, ties: str) -> list[jax.Array]:
+    """`_smallest` of the ranks; compiled once for leaves of one shape, also outside of a `jit`."""
+    unsigned = jnp.iinfo(ranks[0].dtype)
+    last = jnp.asarray(unsigned.max, unsigned.dtype)
+    *_, total = _below(ranks, (0 * last, last - 1, last))
+    number = jnp.round(fraction * total).astype(jnp.int64)
+    cut = _nth(ranks, number, unsigned.bits)
+    less, most, _ = _below(ranks, (cut, cut + 1, last))
+    upto = [(rank <= cut) & (rank < last) & (number > 0) for rank in ranks]
+    if ties == "original":
+        return upto
+
+    def first():  # of the entries at the cut-off those up to a place, found in the same way
+        places = _places([rank == cut for rank in ranks])
+        bits = sum(rank.size for rank in ranks).bit_length()
+        end = _nth(places, number - less, bits)
+        return [u & ((r < cut) | (p <= end)) for u, r, p in zip(upto, ranks, places)]
+
+    return jax.lax.cond(most > number, first, lambda: upto)
+
+
+@jax.jit
 def _ranks(value: jax.Array, candidates: jax.Array) -> jax.Array:
     """Unsigned integers in the order of the magnitudes; the largest for what is no candidate."""
     unsigned = jnp.dtype(f"uint{8 * value.dtype.itemsize}")
