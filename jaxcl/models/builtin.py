@@ -208,4 +208,4 @@ def as_model(build: Callable) -> Model:
         (logits, hiddens), statistics = run(call, params, statistics, train, key, weight=weight)
         return logits, hiddens, statistics
 
-    return Model(init, apply, column, laterals, wiring)
+    return Model(jax.jit(init), apply, column, laterals, wiring)  # which many programs begin with

@@ -281,27 +281,34 @@ def network(benchmark: Benchmark, options: Options, width: float = 1.0) -> Model
     (32, 10)
     """
     each = [task.classes for task in benchmark.tasks]
-    options_of_all = {
-        "classes": sum(each) if options.scenario == "class" else max(each),
-        "dtype": jnp.dtype(options.precision),
-    }
+    classes = sum(each) if options.scenario == "class" else max(each)
+    model = _built_in(
+        options.network, benchmark.shape, classes, tuple(options.hidden), options.precision, width
+    )
+    if options.init is None or width > 1:  # room to grow into starts as it is
+        return model
+    return models.start_from(model, models.read_weights(options.init))
+
+
+@functools.lru_cache(maxsize=64)
+def _built_in(
+    name: str, shape: tuple[int, ...], classes: int, hidden: tuple[int, ...], precision: str,
+    width: float,
+) -> Model:  # fmt: skip
+    """A built-in network, which many programs ask for, and which is traced to be made."""
 
     def scaled(*widths):
         return [max(1, math.floor(width * units + 1e-6)) for units in widths]
 
-    if options.network == "mlp":
-        size, hidden = math.prod(benchmark.shape), scaled(*options.hidden)
-        model = models.mlp(size, hidden=hidden, **options_of_all)
-    else:
-        make, widths = {
-            "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
-            "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
-            "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
-        }[options.network]
-        model = make(benchmark.shape, **widths, **options_of_all)
-    if options.init is None or width > 1:  # room to grow into starts as it is
-        return model
-    return models.start_from(model, models.read_weights(options.init))
+    options: dict[str, Any] = {"classes": classes, "dtype": jnp.dtype(precision)}
+    if name == "mlp":
+        return models.mlp(math.prod(shape), hidden=scaled(*hidden), **options)
+    make, widths = {
+        "alexnet": (models.alexnet, {"widths": scaled(64, 128, 256, 2048, 2048)}),
+        "resnet18": (models.resnet18, {"width": scaled(64)[0]}),
+        "vgg16": (models.vgg16, {"width": scaled(64)[0], "hidden": scaled(512, 512)}),
+    }[name]
+    return make(shape, **widths, **options)
 
 
 def problem_of(choice: Choice, benchmark: Benchmark, tasks: int | None = None) -> Problem:
