@@ -466,7 +466,7 @@ def test_from_nnx_takes_a_module_with_its_weights_and_leaves_it_alone():
 
 def test_from_nnx_takes_the_built_in_networks():
     model = models.from_nnx(lambda rngs: models.MLP(3, (4,), 2, dropout=0.5, rngs=rngs))
-    params, statistics = model.init(jax.random.key(0))
+    params, statistics = jax.jit(model.init)(jax.random.key(0))
     builtin = models.mlp(3, (4,), 2, dropout=0.5)
     jax.tree.map(np.testing.assert_array_equal, params, builtin.init(jax.random.key(0))[0])
     args, options = (
