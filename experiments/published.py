@@ -38,7 +38,8 @@ class Figure(NamedTuple):
         seeds: number of seeds.
         options: the shared options.
         methods: what is trained in which scenario, in this order.
-        own: options of a method, its own or shared ones.
+        own: options of a method, its own or shared ones; of a scenario and a method, where they
+            differ between scenarios.
         published: by scenario and method, percent, as the source prints them.
         source: of those.
         protocol: what was run, and where it is less than what was published.
@@ -49,7 +50,7 @@ class Figure(NamedTuple):
     seeds: int
     options: recipes.Options
     methods: tuple[tuple[str, tuple[str, ...]], ...]
-    own: Mapping[str, Mapping[str, Any]]
+    own: Mapping[str | tuple[str, str], Mapping[str, Any]]
     published: Mapping[tuple[str, str], str]
     source: str
     protocol: str
@@ -76,7 +77,11 @@ FIGURES: dict[str, Figure] = {
             ("domain", REST),
             ("task", ("joint", "er", "pnn")),
         ),
-        own={"ewc": {"strength": 1e5}},
+        own={
+            ("task", "ewc"): {"strength": 1e5},
+            ("domain", "ewc"): {"strength": 1e10},
+            ("class", "ewc"): {"strength": 1e9},
+        },
         published={
             ("task", "finetune"): "85.41 (0.88)",
             ("task", "ewc"): "98.64",
@@ -85,8 +90,8 @@ FIGURES: dict[str, Figure] = {
         },
         source="van de Ven and Tolias (2019), table 2; fine-tuning: van de Ven (2025)",
         protocol="theirs: 2,000 steps a task, batch 128, Adam 1e-3 that is not reset, 2 x 400; "
-        "3 seeds, and a tenth of the training set is held out. EWC's strength, 1e5, is the same in "
-        "all scenarios, and was not searched for each as theirs was",
+        "3 seeds, and a tenth of the training set is held out. EWC's strength is theirs, 1e5, 1e10 "
+        "and 1e9 told the task, by domains and by classes",
     ),
     "permuted_mnist": Figure(
         benchmark="permuted_mnist",
@@ -101,6 +106,20 @@ FIGURES: dict[str, Figure] = {
         source="WSN (Kang et al., 2022), table 1",
         protocol="10 tasks, 2 x 100; 3 epochs a task (PackNet 4: it divides them), Adam 1e-3, "
         "batch 128, 2 seeds: fewer than published",
+    ),
+    "split_cifar100": Figure(
+        benchmark="split_cifar100",
+        tasks=10,
+        seeds=1,
+        options=recipes.Options(
+            network="alexnet", optimizer="adam", learning_rate=1e-3, batch=64, epochs=10
+        ),
+        methods=(("task", ("packnet", "hat", "finetune", "pnn")),),
+        own={},
+        published={("task", "packnet"): "72.39 (0.37)"},
+        source="WSN (Kang et al., 2022), table 2",
+        protocol="10 tasks, AlexNet-like; 10 epochs a task, Adam 1e-3, batch 64, one seed: "
+        "what fits an hour on two cores, not the published protocol",
     ),
     "one_epoch": Figure(
         benchmark="permuted_mnist",
@@ -156,7 +175,8 @@ def train(name: str) -> None:
         for method in methods:
             if method in kept["found"].get(scenario, {}):
                 continue
-            own = {"scenario": scenario, **figure.own.get(method, {})}
+            of_both = figure.own.get((scenario, method), {})
+            own = {"scenario": scenario, **figure.own.get(method, {}), **of_both}
             choice = recipes.choose(method, figure.options, **own)
             found = trained(choice, benchmark, figure.seeds)
             kept["found"].setdefault(scenario, {})[method] = found
