@@ -119,9 +119,8 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
         _fail(signals.STOPPED, code=getattr(error, "code", 130))
     noted = signals.Noted()
     try:
-        if processes.is_main():  # what draws the plots loads while the devices compute
-            figures = ("jaxcl.report.figures",)
-            threading.Thread(target=importlib.import_module, args=figures, daemon=True).start()
+        ahead = ["orbax.checkpoint"] + ["jaxcl.report.figures"] * processes.is_main()
+        threading.Thread(target=_load, args=ahead, daemon=True).start()
         with signals.handled(noted.handle):
             job(noted.asked)
     except KeyboardInterrupt:
@@ -142,6 +141,13 @@ def _train(command: Any, cache: str, held: contextlib.ExitStack) -> None:
         _fail(f"a device is out of memory: {str(error).splitlines()[0]}")
     except OSError as error:
         _fail(error, hint=RESUMED)
+
+
+def _load(*modules: str) -> None:
+    """Imports what is needed later, while the devices compute."""
+    with contextlib.suppress(ImportError):  # which is said where it is needed
+        for module in modules:
+            importlib.import_module(module)
 
 
 def use_cache(wanted: bool) -> str:
