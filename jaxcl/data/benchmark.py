@@ -351,6 +351,7 @@ def _examples(where: str, pair: Sequence) -> Split:
         low, high = int(x.min()), int(x.max())
         if low < np.iinfo(np.int32).min or high > np.iinfo(np.int32).max:
             raise ValueError(f"{where}: tokens must fit int32, got {low} to {high}.")
+        x = x.astype(x.dtype.newbyteorder("="), copy=False)
     elif x.dtype != np.uint8:
         with np.errstate(over="ignore"):
             x = x.astype(np.float32, copy=False)

@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,12 @@ def npz(path: str | os.PathLike, *, seed: int = 0, validation: float | None = No
             f"{', '.join(missing)}."
         )
     train, test = (found["x_train"], found["y_train"]), (found["x_test"], found["y_test"])
-    val = (found["x_val"], found["y_val"]) if {"x_val", "y_val"} <= found.keys() else None
+    own = {"x_val", "y_val"} & found.keys()
+    if len(own) == 1:
+        raise ValueError(
+            f"{path} holds {own.pop()} alone; it needs both x_val and y_val, or neither."
+        )
+    val = (found["x_val"], found["y_val"]) if own else None
     return official(path.stem, train, test, val, seed=seed, validation=validation)
 
 
@@ -134,7 +139,7 @@ def folder(
     Args:
         path: of the folder. It holds the folders `train` and `test` and perhaps `val`, with the
             same classes in each; or the classes, whose images are divided 60/20/20. A class may lie
-            deeper: it is called by its path, such as Greek/alpha.
+            deeper: it is called by its path, such as Greek/alpha. Links to folders are followed.
         seed: for the division.
         validation: share of `train` that is held out where there is no `val`; 0.1 by default.
         size: pixels along a side, to which all images are resized; None where they have one size.
@@ -170,6 +175,8 @@ def folder(
         if sorted(own) != classes:
             odd = sorted({*own} ^ {*classes})[0]
             raise ValueError(f"{root}: the class {odd} is not in each of {', '.join(parts)}.")
+    if augment and not stream:
+        raise ValueError(f"{path}: augment is for images that are streamed; give stream as well.")
     if stream:
         if size is None or not parted:
             raise ValueError(
@@ -233,11 +240,15 @@ def _opened(parts: list[dict[str, list[Path]]], skip_corrupt: bool) -> tuple[int
                 if errors and not skip_corrupt:
                     raise next(iter(errors.values()))
                 if len(errors) == len(own):
-                    raise ValueError(f"none of the images of {name} can be read, such as {own[0]}.")
+                    raise ValueError(_none_of(name, own))
                 files[name] = [file for file in own if file not in errors]
                 channels = max(channels, *(one for one in found.values() if isinstance(one, int)))
                 skipped += errors
     return channels, skipped
+
+
+def _none_of(name: str, files: list[Path]) -> str:
+    return f"none of the images of {name} can be read, such as {files[0]}."
 
 
 def _channels_or_error(file: Path) -> int | ValueError:
@@ -248,9 +259,9 @@ def _channels_or_error(file: Path) -> int | ValueError:
 
 
 def files_by_class(root: Path) -> dict[str, list[Path]]:
-    """The images of each class, in order; a class is a folder that holds images."""
+    """The images of each class, in order; a class is a folder, or a link to one, with images."""
     found: dict[str, list[Path]] = {}
-    for file in sorted(root.rglob("*")):
+    for file in sorted(_below(root)):
         hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
         if file.suffix.lower() in IMAGES and file.parent != root and not hidden and file.is_file():
             found.setdefault(file.parent.relative_to(root).as_posix(), []).append(file)
@@ -259,6 +270,18 @@ def files_by_class(root: Path) -> dict[str, list[Path]]:
             f"{root} holds {len(found) or 'no'} folder with images; it needs one for each class."
         )
     return found
+
+
+def _below(root: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
+    """All files below a folder. Links are followed, but not back to a folder that they are in."""
+    real = root.resolve()
+    if real in above:
+        return
+    for path in root.iterdir():
+        if path.is_dir():
+            yield from _below(path, (*above, real))
+        else:
+            yield path
 
 
 def _read(
@@ -285,8 +308,8 @@ def _read(
                 )
             images.append(image)
             labels.append(label)
-    if not images:
-        raise ValueError(f"none of the {len(skipped)} images can be read, such as {skipped[0]}.")
+        if label not in labels[-1:]:
+            raise ValueError(_none_of(name, files[name]))
     return images, np.asarray(labels, np.int32), skipped
 
 

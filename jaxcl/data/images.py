@@ -10,13 +10,14 @@ import numpy as np
 from jaxcl.core.checks import check_count, load_extra
 from jaxcl.data.benchmark import Benchmark, is_streamed
 
-_GREY = ("1", "L", "LA", "I", "I;16")
+_WIDE = ("I", "I;16", "I;16B", "I;16L", "I;16N")  # 16 bits of grey
+_GREY = ("1", "L", "LA", *_WIDE)
 LARGEST = 4096  # pixels along a side
 JPEG_END = b"\xff\xd9"  # behind the last pixel; a file that was cut lacks it
 
 
 def open_image(file: Path) -> np.ndarray:
-    """An image of bytes, [H, W, 1] if it is grey, else [H, W, 3].
+    """An image of bytes, [H, W, 1] if it is grey, else [H, W, 3]; of 16 bits the upper ones.
 
     Raises:
         ValueError: if it cannot be read; it names the file.
@@ -24,8 +25,12 @@ def open_image(file: Path) -> np.ndarray:
     pil: Any = load_extra("PIL.Image")
     try:
         with pil.open(file) as image:
-            mode = "L" if image.mode in _GREY else "RGB"
-            pixels = np.asarray(image.convert(mode))
+            if image.mode == "F" or (image.mode, image.format) == ("I", "TIFF"):
+                raise ValueError("a pixel has 32 bits, where 8 or 16 are expected")
+            if image.mode in _WIDE:
+                pixels = (np.asarray(image).astype(np.int32) // 257).astype(np.uint8)
+            else:
+                pixels = np.asarray(image.convert("L" if image.mode in _GREY else "RGB"))
     except Exception as error:  # pillow has many of its own
         raise ValueError(f"the image {file} cannot be read: {error}.") from error
     return pixels.reshape(*pixels.shape[:2], -1)

@@ -25,6 +25,7 @@ BENCHMARKS = (
     "permuted_mnist", "rotated_mnist", "split_fashion_mnist", "permuted_fashion_mnist",
     "split_cifar100", "alphabets_omniglot", "mixture_eight",
 )  # fmt: skip
+MAX_LABEL = 99_999  # more classes than any set has
 
 
 class Name(NamedTuple):
@@ -59,6 +60,8 @@ def parse(name: str) -> Name:
     for part in parts:
         key, equals, value = part.partition("=")
         if equals and (key in _READERS or ":" not in key):
+            if key in options:
+                raise ValueError(f"{name}: {key} is given twice.")
             options[key] = _option(name, key, value)
         elif options:
             raise ValueError(f"{name}: {part!r} is no option; the sets stand before the options.")
@@ -98,10 +101,12 @@ def _set(name: str, word: str, leave_out: bool = False) -> tuple[str, str]:
 
 
 def _classes(text: str) -> tuple[tuple[int, ...], ...]:
-    """Lists of labels, such as 0-1/2+4/5-9."""
+    """Lists of labels, such as 0-1/2+4/5-9, none of them above MAX_LABEL."""
 
     def labels(part: str) -> range:
         low, _, high = part.partition("-")
+        if int(high or low) > MAX_LABEL:
+            raise ValueError
         return range(int(low), int(high or low) + 1)
 
     return tuple(
@@ -120,8 +125,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "stream": _yes, "augment": _yes,
 }  # fmt: skip
 _WANTED = {
-    int: "a whole number", float: "a number", _classes: "labels such as 0-1/2+4/5-9",
-    _yes: "yes or no",
+    int: "a whole number", float: "a number", _yes: "yes or no",
+    _classes: f"labels up to {MAX_LABEL:,}, such as 0-1/2+4/5-9",
 }  # fmt: skip
 
 

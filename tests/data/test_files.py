@@ -102,11 +102,66 @@ def test_no_image_of_a_part_can_be_read(tmp_path):
     for name in ("ant", "bee"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "1.png").write_bytes(b"x")
-    with pytest.raises(ValueError, match=r"none of the 2 images can be read, such as .*ant"):
+    with pytest.raises(ValueError, match=r"none of the images of ant can be read, such as .*ant"):
         data.folder(tmp_path, skip_corrupt=True)
 
 
+def test_no_image_of_a_class_can_be_read(tmp_path):
+    images(tmp_path)
+    for file in (tmp_path / "bee").iterdir():
+        file.write_bytes(b"x")
+    with pytest.raises(ValueError, match=r"none of the images of bee can be read, such as .*bee"):
+        data.folder(tmp_path, skip_corrupt=True)
+
+
+def test_linked_folders_are_classes(tmp_path):
+    images(tmp_path / "store"), images(tmp_path / "set", ("cow",))
+    for name in ("ant", "bee"):
+        (tmp_path / "set" / name).symlink_to(tmp_path / "store" / name)
+    (tmp_path / "set" / "cow" / "round").symlink_to(tmp_path / "set")  # read only once
+    assert data.folder(tmp_path / "set").tasks[0].names == ("ant", "bee", "cow")
+
+
+@pytest.mark.parametrize("kind", ["png", "tif", "pgm"])
+def test_sixteen_bits_of_grey_become_eight(tmp_path, kind):
+    values = np.array([[0, 300], [32000, 65535]])
+    for i in range(20):
+        file = tmp_path / "ab"[i % 2] / f"{i}.{kind}"
+        file.parent.mkdir(exist_ok=True)
+        Image.fromarray(values.astype(np.uint16)).save(file)
+    made = data.folder(tmp_path)
+    np.testing.assert_array_equal(made.tasks[0].train.x[0, ..., 0], [[0, 1], [124, 255]])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+def test_pixels_of_32_bits_are_refused(tmp_path, dtype):
+    images(tmp_path)
+    Image.fromarray(np.ones((5, 4), dtype)).save(tmp_path / "bee" / "9.tif")
+    with pytest.raises(ValueError, match=r"bee/9.tif cannot be read: a pixel has 32 bits"):
+        data.folder(tmp_path)
+
+
+def test_augment_is_for_streams(tmp_path):
+    with pytest.raises(ValueError, match="augment is for images that are streamed"):
+        data.folder(images(tmp_path), augment=True)
+
+
 # Archives
+
+
+def test_half_of_a_validation_set(tmp_path):
+    x, y = arrays()
+    np.savez(tmp_path / "half.npz", x_train=x, y_train=y, x_test=x, y_test=y, x_val=x)
+    with pytest.raises(ValueError, match=r"half.npz holds x_val alone; it needs both x_val and"):
+        data.npz(tmp_path / "half.npz")
+
+
+def test_integers_of_the_other_byte_order(tmp_path):
+    x, y = arrays()
+    np.savez(tmp_path / "big.npz", x=x.astype(">i2"), y=y.astype(">i8"))
+    (task,) = data.npz(tmp_path / "big.npz").tasks
+    assert task.train.x.dtype.isnative and task.train.y.dtype.isnative
+    assert task.train.x.max() < 256
 
 
 def arrays(n=40, classes=4):
