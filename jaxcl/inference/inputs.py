@@ -43,7 +43,10 @@ class Inputs(NamedTuple):
         Raises:
             ValueError: for arrays of another shape, or values that are not of the stored type.
         """
-        images, dtype = np.asarray(images), np.dtype(self.dtype)
+        try:
+            images, dtype = np.asarray(images), np.dtype(self.dtype)
+        except ValueError as error:  # rows of different lengths
+            raise ValueError(f"expected one array of images: {error}") from error
         size = int(np.prod(self.shape))
         alike = images.shape[1:] == self.shape
         flat = len(self.shape) == 1 or images.ndim == 2 or images.ndim == len(self.shape)
@@ -51,11 +54,13 @@ class Inputs(NamedTuple):
             raise ValueError(
                 f"expected images [N, {', '.join(map(str, self.shape))}], got shape {images.shape}."
             )
+        if images.dtype.kind in "OSUMm":
+            raise ValueError(f"expected images of numbers, got {images.dtype}.")
         images = images.reshape(len(images), *self.shape)
-        if images.dtype == dtype:
-            return images
+        if images.dtype == dtype == np.uint8 or not len(images):
+            return images.astype(dtype, copy=False)
         if dtype.kind in "iu":
-            limits = np.iinfo(dtype)
+            limits = np.iinfo(dtype if dtype.itemsize < 4 else np.int32)  # which tokens fit
             whole = images.dtype.kind in "iu"
             if not whole or images.min() < limits.min or images.max() > limits.max:
                 raise ValueError(
@@ -65,7 +70,9 @@ class Inputs(NamedTuple):
                 )
         elif images.dtype.kind not in "iuf":
             raise ValueError(f"expected images of numbers, got {images.dtype}.")
-        return images.astype(dtype)
+        elif not np.isfinite(images).all():
+            raise ValueError("the images hold NaN or infinite values.")
+        return images.astype(dtype, copy=False)
 
     def arrange(self, images: np.ndarray, task: int) -> np.ndarray:
         """Stored examples in the order of pixels of a task."""

@@ -101,8 +101,11 @@ def open_parts(folder: str | Path) -> dict[str, Run]:
     folder = Path(folder)
     if (folder / "settings.json").exists():
         return {}
-    names = [name for name in SCENARIOS if (folder / name / "settings.json").is_file()]
-    return {name: open_run(folder / name) for name in names}
+    return {name: open_run(folder / name) for name in _parts(folder)}
+
+
+def _parts(folder: Path) -> list[str]:
+    return [name for name in SCENARIOS if (folder / name / "settings.json").is_file()]
 
 
 def record(folder: Path) -> dict[str, Any]:
@@ -115,6 +118,10 @@ def record(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ValueError(f"there is no folder {folder}{_near(folder)}.")
     if not file.is_file():
+        if parts := [str(folder / name) for name in _parts(folder)]:
+            raise ValueError(
+                f"{folder} holds a comparison in scenarios, each a run: give {' or '.join(parts)}."
+            )
         raise ValueError(f"{folder} holds no run of jaxcl: there is no settings.json.")
     try:
         found = json.loads(file.read_text(encoding="utf-8"))

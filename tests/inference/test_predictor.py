@@ -153,6 +153,10 @@ def test_shared_heads_need_no_task_and_have_none_to_infer():
         (np.full((2, 6), 0.5), 0, "uint8 .* got float64 from 0.5 to 0.5"),
         (np.full((2, 6), 300), 0, "got int64 from 300 to 300"),
         (np.full((2, 6), -1), 0, "from -1 to -1"),
+        (np.zeros((0, 6)), 0, "there are no images"),
+        (np.full((2, 6), "a"), 0, "expected images of numbers, got <U1"),
+        (np.full((2, 6), None), 0, "expected images of numbers, got object"),
+        ([[0] * 6, [0] * 5], 0, "expected one array of images"),
         (np.zeros((2, 6), np.uint8), 3, "from 0 to 2, the finished tasks, got 3"),
         (np.zeros((2, 6), np.uint8), True, "got True"),
         (np.zeros((2, 6), np.uint8), None, "is told the task: give its number"),
@@ -178,6 +182,15 @@ def test_only_finished_tasks_have_a_network():
 
 
 # Inputs
+
+
+def test_values_that_no_network_was_trained_on():
+    tokens = Inputs((2,), "int64", 0.0, 1.0, 1.0, (2,))
+    with pytest.raises(ValueError, match=r"int64 .* from 0 to 1.09951e\+12"):  # it would wrap
+        tokens.stored(np.array([[0, 2**40]]))
+    numbers = Inputs((2,), "float32", 0.0, 1.0, 1.0, (2,))
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        numbers.stored(np.array([[0.0, np.nan]], np.float32))
 
 
 def test_images_for_a_network_of_vectors_and_integers_of_any_type():

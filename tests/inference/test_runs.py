@@ -273,3 +273,11 @@ def test_a_method_of_ones_own_is_given(copy):
     path = copy / "checkpoints" / "mine" / "task_2"
     checkpoint.save(path, held, {"settings": digest(settings)})
     assert jaxcl.load(copy, methods=[spec])["mine"].seed(0).tasks == TASKS
+
+
+def test_the_folder_of_several_scenarios_names_its_runs(tmp_path):
+    for name in ("task", "class"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "settings.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"in scenarios, each a run: give .*task or .*class\."):
+        jaxcl.load(tmp_path)
