@@ -18,7 +18,7 @@ from jaxcl.cli.streams import standard_output
 from jaxcl.core.checks import check_count
 from jaxcl.data.benchmark import Benchmark
 from jaxcl.inference import inputs
-from jaxcl.inference.measuring import Measured, cost, measure
+from jaxcl.inference.measuring import Measured, cost, measure, unknown
 from jaxcl.inference.runs import Run, Trained, load
 from jaxcl.inference.tasks import RULES, Rule
 from jaxcl.report import figures
@@ -64,7 +64,7 @@ class Found(NamedTuple):
     """What one method does by one rule.
 
     Attributes:
-        seeds: what each seed does.
+        seeds: what each seed does; nan where its training diverged.
         told: seconds an example of the network that is told the task.
         cost: likewise of the one that infers it.
     """
@@ -93,6 +93,11 @@ def run(args: Sequence[str]) -> None:
     if any(one.forgotten.get(name) for name in isolating):
         raise ValueError(f"{command.run}: tasks were forgotten, whose examples nothing tells.")
     benchmark = _data(one, command)
+    isolating = [name for name in isolating if one[name].diverged.keys() != {*one.seeds}]
+    if not isolating:
+        raise ValueError(
+            f"{command.run}: every seed's training diverged, of all that isolate tasks."
+        )
     rules: Sequence[Rule] = RULES if command.rule == "all" else (command.rule,)
     found = {name: _of_method(one[name], benchmark, rules, command) for name in isolating}
     out, _ = terminal.consoles()
@@ -120,19 +125,21 @@ def _of_method(
     tasks = benchmark.tasks[: trained.tasks]
     tests = [(task.test.x[: command.most], task.test.y[: command.most]) for task in tasks]
     held_out = [task.val.x[: command.most] for task in tasks]
+    seeds = [seed for seed in trained.run.seeds if seed not in trained.diverged]
     found = {}
     for rule in rules:
-        of_seeds, networks = [], map(trained.seed, trained.run.seeds)
+        of_seeds = []
         try:
-            for network in networks:
-                network = network._replace(rule=rule)
+            for seed in seeds:
+                network = trained.seed(seed)._replace(rule=rule)
                 network = network.calibrated(held_out, rule) if command.calibrate else network
                 of_seeds.append(measure(network, tests, command.batch))
         except ValueError:
             if rule != "gradient":
                 raise
             continue  # the views cannot be mixed
-        network = trained.seed(trained.run.seeds[0])
+        network, nothing = trained.seed(seeds[0]), unknown(of_seeds[0])
+        of_seeds = [of_seeds.pop(0) if s in seeds else nothing for s in trained.run.seeds]
         found[rule] = Found(of_seeds, cost(network, tests[0][0]), cost(network, tests[0][0], rule))
     return found
 
@@ -142,6 +149,7 @@ def _write(command: Infer, found: dict[str, dict[str, Found]]) -> list[Path]:
 
     def best(rules: dict[str, Found]) -> np.ndarray:
         each = [np.stack([one.confusion for one in of_rule.seeds]) for of_rule in rules.values()]
+        each = [shares[np.isfinite(shares).all((1, 2))] for shares in each]
         return max(each, key=lambda shares: np.trace(shares, axis1=1, axis2=2).mean())
 
     numbers: dict[str, Any] = {
@@ -177,6 +185,7 @@ def _table(found: dict[str, dict[str, Found]]) -> "Table":
             cells = [shown_of(name).label, rule]
             for field in ("told", "inferred", "classes", "tasks"):
                 means = np.array([getattr(one, field).mean() for one in of_rule.seeds])
+                means = means[np.isfinite(means)]  # without the seeds that diverged
                 interval = Interval(*map(float, confidence_interval(means)))
                 cells.append(plus_minus(interval).replace(" ± ", "±"))
             cells += [f"{1e6 * seconds:.1f}" for seconds in (of_rule.cost, of_rule.told)]

@@ -16,7 +16,7 @@ from jaxcl.cli import processes
 from jaxcl.cli.options import Compare
 from jaxcl.cli.scenarios import inferred_in
 from jaxcl.data.benchmark import Benchmark
-from jaxcl.inference.measuring import Measured, after_each
+from jaxcl.inference.measuring import Measured, after_each, unknown
 from jaxcl.inference.runs import Trained, load
 from jaxcl.inference.tasks import Rule
 from jaxcl.report.results import MethodResults, Results, plain, summary
@@ -144,9 +144,9 @@ def _write(folder: Path, measured: dict[str, list[list[Measured] | None]]) -> No
     if not any(found.values()):
         return
     some = next(filter(None, found.values()))[0]
-    unknown = Measured(*(np.full_like(shares, np.nan) for shares in some))
     ends = {
-        name: [one[-1] if one else unknown for one in seeds] for name, seeds in measured.items()
+        name: [one[-1] if one else unknown(some) for one in seeds]
+        for name, seeds in measured.items()
     }
     numbers = {
         name: {RULE: {field: [getattr(one, field) for one in seeds] for field in Measured._fields}}

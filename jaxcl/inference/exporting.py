@@ -132,6 +132,8 @@ def export(
     load_extra("flatbuffers", 'pip install "jaxcl[export]"')  # by which jax writes programs
     images, single = sample(predictor), network(predictor, task)
     original = predictor.logits(images, task)
+    if not np.isfinite(original).all():
+        raise ValueError("export: the network's logits are not finite; its training diverged.")
     program, batch = _program(predictor, single, platforms)
     call = jax.jit(jax.export.deserialize(bytearray(program)).call)
     logits = np.asarray(call(images))

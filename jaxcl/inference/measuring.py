@@ -44,6 +44,11 @@ class Measured(NamedTuple):
         return np.diagonal(self.confusion)
 
 
+def unknown(like: Measured) -> Measured:
+    """What is said of a network whose training diverged: nan everywhere."""
+    return Measured(*(np.full_like(shares, np.nan) for shares in like))
+
+
 def measure(predictor: Predictor, examples: Sequence[Any], batch: int | None = None) -> Measured:
     """Runs a network told the task and inferring it, by the predictor's rule and calibration.
 

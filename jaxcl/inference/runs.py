@@ -131,6 +131,12 @@ class Trained:
         """Accuracy on task k after task t, [seeds, tasks, tasks]; nan where it is not measured."""
         return np.asarray(self.content["accuracy"], np.float64)
 
+    @property
+    def diverged(self) -> dict[int, tuple[int, int]]:
+        """The seeds whose training diverged, with the task and the epoch of it, from 1 on."""
+        places = np.asarray(self.content["diverged"]).tolist()
+        return {seed: (task, epoch) for seed, (task, epoch) in zip(self.run.seeds, places) if task}
+
     def choice(self) -> Choice:
         """The method with its options."""
         return _choice(self.run, self.spec)
@@ -196,12 +202,20 @@ class Trained:
         return predictor(setup, learner, self.tasks, self.run.inputs, forgotten)
 
     def seed(self, seed: int) -> Predictor:
-        """One seed's network.
+        """One seed's network. It warns of one whose training diverged.
 
         Raises:
             ValueError: for a seed that the run does not have, or a checkpoint that is damaged.
         """
-        return self._first._replace(learner=self.learner(seed))
+        found = self._first._replace(learner=self.learner(seed))
+        if seed in self.diverged:
+            task, epoch = self.diverged[seed]
+            warnings.warn(
+                f"the training of {self.spec.name} with seed {seed} diverged in task {task}, epoch "
+                f"{epoch}: what its network answers means nothing.",
+                stacklevel=2,
+            )
+        return found
 
 
 def load(

@@ -391,6 +391,11 @@ def recipe(
         built, shared = _built(chosen, benchmark, limit), chosen.shared
         if benchmark.regression:
             check_targets(choice.spec.name, built)
+        if built.mixed and shared.order == "one":
+            raise ValueError(
+                f"{choice.spec.name} trains on the examples of several tasks at once, which order "
+                f"one does not give; choose order each, or leave {choice.spec.name} out."
+            )
         return Setup(
             method=built.method,
             model=built.model,

@@ -57,6 +57,13 @@ def unfinished(finished, tmp_path):
     return copy, copy / "checkpoints" / "finetune"
 
 
+def test_a_method_that_needs_another_order_is_named_before_any_training(tmp_path, capsys):
+    words = ["--methods", "finetune,joint", "--order", "one", "--out", tmp_path / "runs"]
+    last, _, _ = ends(capsys, ["compare", *TINY, *words])
+    assert "joint trains on the examples of several tasks at once" in last
+    assert not (tmp_path / "runs").exists()
+
+
 def accuracy(run):
     return json.loads((run / "results.json").read_text())["methods"]["finetune"]["accuracy"]
 

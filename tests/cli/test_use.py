@@ -12,6 +12,8 @@ import pytest
 import jaxcl
 from jaxcl import data
 from jaxcl.cli import main as cli
+from jaxcl.inference.exporting import export
+from jaxcl.inference.runs import Trained
 from tests.cli import runs as made
 from tests.cli.runs import refused
 
@@ -77,6 +79,21 @@ def test_a_run_is_shown_in_every_form(tmp_path, capsys):
     assert whole["methods"].keys() == {"finetune", "hat"}
     assert said(capsys, "show", folder, "--format", "md").startswith("| method |")
     assert "tabular" in said(capsys, "show", folder, "--format", "latex")
+
+
+def test_seeds_that_diverged_are_left_out(copy, capsys, monkeypatch):
+    monkeypatch.setattr(Trained, "diverged", property(lambda self: {0: (2, 1)}))
+    with pytest.warns(UserWarning, match="packnet with seed 0 diverged in task 2, epoch 1"):
+        network = jaxcl.load(copy)["packnet"].seed(0)
+    text = said(capsys, "infer", copy, "--rule", "entropy", "--no-calibrate", "--most", "40")
+    found = json.loads((copy / "inferred.json").read_text())["methods"]["packnet"]["entropy"]
+    assert found["told"][0] == [None] * 5 and all(found["told"][1]) and "nan" not in text
+    monkeypatch.setattr(Trained, "diverged", property(lambda self: {0: (2, 1), 1: (1, 1)}))
+    assert "every seed's training diverged" in refused(capsys, "infer", copy)
+    theta = jax.tree.map(lambda leaf: leaf * np.nan, network.learner.theta)
+    broken = network._replace(learner=network.learner._replace(theta=theta))
+    with pytest.raises(ValueError, match="logits are not finite; its training diverged"):
+        export(broken, copy / "exports", 1)
 
 
 def test_a_network_is_exported(copy, capsys):

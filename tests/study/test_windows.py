@@ -110,8 +110,8 @@ def test_the_one_order_is_the_first_seeds_own(both):
 def test_what_needs_the_examples_in_another_order_is_refused(both):
     with pytest.raises(ValueError, match="one order for all seeds; choose order one"):
         recipes.studies("finetune", both[1], recipes.Options(hidden=(8,)))
-    with pytest.raises(ValueError, match="mixed training needs order='each'"):
-        end(both[0], "joint")
+    with pytest.raises(ValueError, match="joint trains on the examples of several tasks at once"):
+        recipes.studies("joint", both[0], OPTIONS)
 
 
 # On the device
