@@ -1,7 +1,7 @@
 """A comparison from Python, on one's own data and network; and the results of any comparison."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,7 @@ def compare(
     >>> compare(tasks, [REGISTRY[0]], quick, seeds=[0, 1]).methods[REGISTRY[0].name].accuracy.shape
     (2, 2, 2)
     """
+    _check_given(benchmark, seeds, layout)
     known = check_benchmark(data.load(benchmark) if isinstance(benchmark, str) else benchmark)
     chosen = [_choice(one, known.name, options) for one in _methods(methods)]
     check_distinct([choice.spec for choice in chosen])
@@ -88,9 +89,23 @@ def compare(
     return Results(known.name, len(known.tasks), numbers, settings, found, guessing)
 
 
+def _check_given(benchmark: Any, seeds: Any, layout: Mapping[str, Any]) -> None:
+    """Raises ValueError for arguments of another kind than `compare` takes."""
+    if not isinstance(benchmark, (str, Benchmark)):
+        raise ValueError(
+            f"benchmark must be a name or a data.Benchmark, as data.from_arrays makes it, got "
+            f"{type(benchmark).__name__}."
+        )
+    if isinstance(seeds, str) or not np.iterable(seeds):
+        raise ValueError(f"seeds must be a list of whole numbers, such as range(5), got {seeds!r}.")
+    for name in (field.name for field in dataclasses.fields(Options)):
+        if name in layout:
+            raise ValueError(f"{name} is an option of training: give it in options=Options(...).")
+
+
 def _points(evaluate_every: str) -> Every:
     try:
-        return every(evaluate_every)
+        return every(str(evaluate_every))
     except ValueError as error:
         raise ValueError(f"evaluate_every {error}") from None
 

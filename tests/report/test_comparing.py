@@ -103,5 +103,15 @@ def test_what_cannot_be_compared(benchmark):
     narrow = recipes.choose("pnn", QUICK, column_width=0.5)
     with pytest.raises(ValueError, match=r"pnn needs the network with 0\.5 of its hidden units"):
         compare([narrow], model=models.mlp(5, hidden=(6,), classes=2))
+    with pytest.raises(ValueError, match=r"seeds must be a list .* such as range\(5\), got 5"):
+        jaxcl.compare(benchmark, ["hat"], QUICK, seeds=5)  # pyright: ignore
+    with pytest.raises(ValueError, match="epochs is an option of training: give it in options="):
+        jaxcl.compare(benchmark, ["hat"], epochs=1)
+    with pytest.raises(
+        ValueError, match=r"benchmark must be a name or a data.Benchmark, .*ndarray"
+    ):
+        jaxcl.compare(np.zeros(3), ["hat"], QUICK)  # pyright: ignore
+    with pytest.raises(ValueError, match=r"evaluate_every must be a number of epochs .* got '0'"):
+        jaxcl.compare(benchmark, ["hat"], QUICK, evaluate_every=0)  # pyright: ignore
     with pytest.raises(ValueError, match="seeds must be whole numbers"):
         jaxcl.compare(benchmark, ["finetune"], QUICK, seeds=[-1])
