@@ -65,6 +65,7 @@ def compare(
     chosen = [_choice(one, known.name, options) for one in _methods(methods)]
     check_distinct([choice.spec for choice in chosen])
     if model is not None:
+        _check_model(model)
         chosen = [choice._replace(model=model) for choice in chosen]
     points = None if evaluate_every is None else _points(evaluate_every)
     runs = [
@@ -101,6 +102,18 @@ def _check_given(benchmark: Any, seeds: Any, layout: Mapping[str, Any]) -> None:
     for name in (field.name for field in dataclasses.fields(Options)):
         if name in layout:
             raise ValueError(f"{name} is an option of training: give it in options=Options(...).")
+
+
+def _check_model(model: Any) -> None:
+    """Raises ValueError for what is neither a Model nor a function that gives one."""
+    of_flax = any(kind.__module__.startswith("flax.") for kind in type(model).__mro__)
+    if callable(model) and not of_flax:
+        model = model(1.0)
+    if not isinstance(model, Model):
+        raise ValueError(
+            f"model must be a Model, as functions of jaxcl.models make it, or a function of the "
+            f"share of the hidden units that gives one, got {type(model).__name__}."
+        )
 
 
 def _points(evaluate_every: str) -> Every:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -103,6 +104,9 @@ def test_what_cannot_be_compared(benchmark):
     narrow = recipes.choose("pnn", QUICK, column_width=0.5)
     with pytest.raises(ValueError, match=r"pnn needs the network with 0\.5 of its hidden units"):
         compare([narrow], model=models.mlp(5, hidden=(6,), classes=2))
+    for model in (nn.Dense(2), lambda share: share, 3):
+        with pytest.raises(ValueError, match="model must be a Model, as functions of"):
+            compare(["hat"], model=model)  # pyright: ignore
     with pytest.raises(ValueError, match=r"seeds must be a list .* such as range\(5\), got 5"):
         jaxcl.compare(benchmark, ["hat"], QUICK, seeds=5)  # pyright: ignore
     with pytest.raises(ValueError, match="epochs is an option of training: give it in options="):
