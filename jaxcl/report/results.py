@@ -277,7 +277,9 @@ def _row(name: str, method: MethodResults, chance: float | None) -> Row:
     in_order = method.shown.role != "upper" and not _end_alone(accuracy)
     forgetting = metrics.forgetting(accuracy)
     ends = interval(metrics.average_accuracy(accuracy))
-    worst = -1.0 if chance is None else chance + AT_CHANCE * (1 - chance)
+    worst = -1.0
+    if chance is not None and chance < 1:  # with tasks of one class there is nothing to guess
+        worst = chance + AT_CHANCE * (1 - chance)
     learned = np.diagonal(accuracy, axis1=1, axis2=2).mean(axis=0)
     fewest = method.measures.get("fewest_units", np.ones(1))
     return Row(

@@ -335,6 +335,12 @@ def test_tasks_that_taught_nothing_are_counted_though_the_mean_is_above_chance()
     )
 
 
+def test_tasks_of_one_class_are_at_no_chance_level():
+    alone = method([1.0] * 3)
+    assert "chance" in report.sentence(study(hat=alone) | {"chance": 0.99})
+    assert "chance" not in report.sentence(study(hat=alone) | {"chance": 1.0})
+
+
 def test_a_layer_without_units_is_said():
     units = np.full((3, 3), 7)
     units[1, 2] = 0
