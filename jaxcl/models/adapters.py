@@ -162,12 +162,15 @@ def _masked(kind: type) -> type:
 
 
 def _mask(x: jax.Array, axis: Any, mask: jax.Array | None) -> jax.Array | None:
-    """The rows of a BatchNorm's input that count, where its first axis still is the batch's."""
+    """The rows of a BatchNorm's input that count, where its first axis still is the batch's.
+
+    All of them if none does, as of a memory that is empty: their mean would not be finite.
+    """
     weight = _WEIGHT.get()
     features = [i % x.ndim for i in (axis if isinstance(axis, Sequence) else (axis,))]
     if weight is None or 0 in features or x.shape[0] != weight.shape[0]:
         return mask
-    rows = (weight > 0).reshape(-1, *[1] * (x.ndim - 1))
+    rows = ((weight > 0) | ~jnp.any(weight > 0)).reshape(-1, *[1] * (x.ndim - 1))
     return rows if mask is None else rows & mask
 
 

@@ -209,6 +209,25 @@ def test_replay_passes_leave_running_statistics_alone(method):
     assert np.allclose(plain, own, atol=1e-5) == (method != "er")
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_an_empty_memory_has_no_part_in_the_first_step_of_a_network_with_norms(method):
+    base, x = jaxcl.multihead(jaxcl.finetune(), 2), np.eye(4, 5, dtype="f4")
+    sample = jax.ShapeDtypeStruct((5,), jnp.float32)
+
+    def after_a_step(method):
+        model = models.from_nnx(functools.partial(normalized))
+        setup = train.Setup(
+            method, model, optax.sgd(0.1), batch=4, sample=sample, classes=[3, 3], norm="shared"
+        )
+        learner = train.begin_task(setup, train.start(setup, jax.random.key(0), 2), 0)
+        step = jax.jit(functools.partial(train.epoch, setup))
+        return step(learner, train.examples(x, np.arange(4) % 3), 0, 0)[0].theta
+
+    plain, own = after_a_step(base), after_a_step(MAKE[method](base, 16))
+    assert method == "er" or all(map(np.allclose, *map(jax.tree.leaves, (plain, own))))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(own))
+
+
 def normalized(rngs):
     from flax import nnx
 
