@@ -50,6 +50,7 @@ class Context(NamedTuple):
         examples: at a boundary, the task's examples as `train.Data`, or a bounded sample of them.
         validation: likewise, its validation examples; None if there are none.
         statistics: the model's running statistics, for `logits` at another time.
+        augment: `(key, x) -> x`: stored examples as a training step sees them.
     """
 
     task: Any
@@ -63,6 +64,7 @@ class Context(NamedTuple):
     examples: Any = None
     validation: Any = None
     statistics: Any = None
+    augment: Callable[[jax.Array, Any], Any] = lambda key, x: x
 
 
 class Online(NamedTuple):
@@ -72,7 +74,8 @@ class Online(NamedTuple):
         init: `(sample, theta) -> memory`; `sample` is a Batch of one row's shapes and types, in
             which `x` is stored, and `features` holds the logits' shape.
         extend: `(context, batch, memory) -> batch`, which the step then trains on: the rows of the
-            running task first, then those that are replayed.
+            running task first, then those that are replayed; all as they are stored, for the step
+            augments them.
         gradient: `(context, batch, gradient, theta, state, memory) -> gradient`, before the
             optimizer; `batch` is the running task's rows.
         update: `(context, memory, step) -> memory`, after the optimizer's step.
@@ -92,7 +95,7 @@ class Step(NamedTuple):
     """What a step did, for `Online.update`.
 
     Attributes:
-        batch: the running task's rows, without those that were replayed.
+        batch: the running task's rows as they are stored, without those that were replayed.
         logits: theirs, from the network before the step, [B, C].
         gradient: of the task's loss alone, without the penalty; of the structure of `theta`.
         before: `theta` before the step.

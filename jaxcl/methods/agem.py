@@ -85,7 +85,7 @@ def agem(
         rows, _ = replay.draw(buffer, keys[0], size, among=buffer.task < context.task)
 
         def loss(theta):
-            logits = context.logits(theta, state, rows, train=True, key=keys[1])
+            logits = replay.logits_of(context, theta, state, rows, keys[1])
             return replay.mean(context.loss(logits, rows), rows.weight)
 
         mask = masks.resolve(movable(theta, state, context.task), theta)

@@ -56,9 +56,11 @@ def der(
         loss = CE(batch) + alpha * MSE(h(x'), z')
 
     MSE is the mean over the examples and their logits. z' are the logits of the training pass in
-    which the example was stored, before that step. Of them those count that take part in the loss
-    (`Context.visible`): in the scenario "task" the example's own head's, as many as its task has
-    classes; in "class" those of all classes seen so far, or all with `Setup(unseen="kept")`.
+    which the example was stored, before that step; the example itself is stored as it was before it
+    was augmented, and augmented anew whenever it is replayed. Of the logits those count that take
+    part in the loss (`Context.visible`): in the scenario "task" the example's own head's, as many
+    as its task has classes; in "class" those of all classes seen so far, or all with
+    `Setup(unseen="kept")`.
 
     Args:
         base: the method that governs everything else: `multihead(finetune(), tasks)`, or
@@ -142,7 +144,7 @@ def _dark(name, base, memory, replay_batch, alpha, beta) -> Method:
         """Examples of the memory, their stored logits, and the network's now."""
         keys = [jax.random.fold_in(context.key, use) for use in (draw, dropout)]
         rows, stored = replay.draw(buffer, keys[0], size)
-        return rows, stored, context.logits(theta, state, rows, train=True, key=keys[1])
+        return rows, stored, replay.logits_of(context, theta, state, rows, keys[1])
 
     def auxiliary(context, theta, state, buffer, batch, logits):
         pick = partial(drawn, context, theta, state, buffer, replay_batch or batch.y.shape[0])

@@ -40,7 +40,8 @@ def er(
     """ER: each step trains on new examples and as many from a memory, with one mean loss.
 
     Each replayed example goes through its own task's head, or the one that all tasks share. Every
-    example that is trained on is offered to the memory, in later epochs again.
+    example that is trained on is offered to the memory, in later epochs again, as it was before it
+    was augmented.
 
     Args:
         base: the method that governs everything else: `multihead(finetune(), tasks)`, or

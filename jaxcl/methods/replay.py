@@ -14,7 +14,7 @@ POLICIES = ("reservoir", "ring", "balanced")
 MOST = 2**24 - 1  # examples; so many are exact in float32
 
 # Folded into a step's key, one for each use. They are large, as networks fold in small ones.
-DRAW, SECOND_DRAW, STORE, PASS, SECOND_PASS = range(1 << 30, (1 << 30) + 5)
+DRAW, SECOND_DRAW, STORE, PASS, SECOND_PASS, AUGMENT = range(1 << 30, (1 << 30) + 6)
 
 
 class Buffer(NamedTuple):
@@ -275,6 +275,12 @@ def draw(
     weight = jnp.broadcast_to((end[-1] > 0).astype(float), (size,))
     x, y, task, logits = jax.tree.map(lambda leaf: leaf[index], buffer[:4])
     return Batch(x, y, task, weight, jnp.ones(size, bool)), logits
+
+
+def logits_of(context: Context, theta: PyTree, state: PyTree, rows: Batch, key: jax.Array) -> Any:
+    """The logits of a training pass of its own over rows of the memory, augmented anew."""
+    rows = rows._replace(x=context.augment(jax.random.fold_in(key, AUGMENT), rows.x))
+    return context.logits(theta, state, rows, train=True, key=key)
 
 
 def joined(context: Context, batch: Batch, replayed: Batch) -> Batch:

@@ -120,4 +120,5 @@ def lend(
         examples=examples,
         validation=validation,
         statistics=statistics,
+        augment=setup.augment or (lambda key, x: x),
     )

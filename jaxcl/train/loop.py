@@ -173,6 +173,8 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
     batch = new_rows
     if online is not None and online.extend is not None:
         batch = online.extend(context, new_rows, carry.memory)
+    replays = batch is not new_rows
+    batch = batch._replace(x=context.augment(jax.random.fold_in(key, AUGMENTATION), batch.x))
     penalty = run.phase.penalty or method.penalty
 
     def task_loss(theta):
@@ -180,7 +182,7 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
             setup, theta, state, carry.statistics, batch, task, progress, key
         )
         loss, right = (each * batch.weight for each in scores(setup, logits, batch, task))
-        mean = jnp.sum(loss) / (real if batch is new_rows else jnp.sum(batch.weight))
+        mean = jnp.sum(loss) / (jnp.sum(batch.weight) if replays else real)
         if method.auxiliary is not None:
             mean += method.auxiliary(context, theta, state, carry.memory, batch, logits)
         # Without what is replayed.
@@ -230,9 +232,6 @@ def _batch(run: _Epoch, i) -> tuple[Batch, jax.Array]:
     else:
         rows = run.order[position % data.count]  # the last batch is filled up with weight 0
     batch = rows_of(data, rows, run.features)
-    if setup.augment is not None:
-        key = jax.random.fold_in(jax.random.fold_in(run.key, i), AUGMENTATION)
-        batch = batch._replace(x=setup.augment(key, batch.x))
     if setup.axis is not None:
         batch = jax.lax.with_sharding_constraint(batch, PartitionSpec(setup.axis))
     batch = batch._replace(weight=jnp.asarray(position < data.count, float))

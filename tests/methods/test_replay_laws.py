@@ -228,6 +228,29 @@ def test_an_empty_memory_has_no_part_in_the_first_step_of_a_network_with_norms(m
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(own))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_examples_are_stored_as_they_are_and_augmented_whenever_they_are_replayed(method):
+    def apply(params, statistics, x, train=False, key=None):
+        logits = x @ params["kernel"]
+        return jnp.where(x[:, :1] < 5, jnp.nan, logits) if train else logits, statistics
+
+    model = jaxcl.Model(lambda key: ({"kernel": jnp.ones((4, 2))}, {}), apply)
+    rings = {"tasks": 2} if method == "agem" else {}
+    setup = train.Setup(
+        MAKE[method](jaxcl.finetune(), 6, **rings), model, optax.sgd(1e-3), batch=4, classes=[2, 2],
+        scenario="domain", sample=jax.ShapeDtypeStruct((4,), jnp.float32),
+        augment=lambda key, x: x + 10,
+    )  # fmt: skip
+    x = np.random.default_rng(0).random((6, 4), np.float32)
+    learner = train.start(setup, jax.random.key(0), 2)
+    for task in range(2):
+        learner = train.begin_task(setup, learner, task)
+        step = jax.jit(functools.partial(train.epoch, setup))
+        learner, _ = step(learner, train.examples(x, np.arange(6) % 2), task, 0)
+    assert {*map(bytes, np.asarray(learner.memory.x))} <= {*map(bytes, x)}
+    assert np.isfinite(learner.theta["kernel"]).all()
+
+
 def normalized(rngs):
     from flax import nnx
 
