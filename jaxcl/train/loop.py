@@ -152,10 +152,12 @@ def steps(
     )  # fmt: skip
     after = put_back(whole, after, task)
     totals = Metrics(*carry.totals)
+    finite = jnp.isfinite(totals.loss)
     if setup.patience is not None or chosen.needed is not None:  # a stopped learner stands still
         stopped = learner.stopping.stopped
         after = jax.tree.map(lambda new, old: jnp.where(stopped, old, new), after, whole)
-    finite = learner.position.finite & jnp.isfinite(totals.loss)
+        finite |= stopped
+    finite &= learner.position.finite
     position = learner.position._replace(totals=totals, finite=finite)
     seen = jnp.minimum(last * setup.batch, data.count)
     return after._replace(position=position), means(totals, seen)

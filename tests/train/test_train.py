@@ -11,7 +11,7 @@ from flax import nnx
 
 import jaxcl
 from jaxcl import data, masks, models, recipes, study, train
-from jaxcl.core.method import Batch
+from jaxcl.core.method import Batch, Phase
 from jaxcl.methods.hat import annealed
 from jaxcl.study import feed
 from jaxcl.train import outputs
@@ -246,6 +246,20 @@ def test_seeds_in_one_program_stop_where_single_runs_stop(monkeypatch):
     steps = train.steps
     monkeypatch.setattr(train, "steps", never_stops)
     assert together("hat", seeds, HASTY)[2] != set()  # the broken twin
+
+
+@pytest.mark.parametrize("needed", [False, True])
+def test_a_learner_that_stands_still_does_not_diverge(needed):
+    """What a phase would do that it does not need is thrown away, and so is how it ends."""
+    phases = (Phase(needed=lambda theta, state, task: jnp.bool_(needed)),)
+    setup = train.Setup(
+        jaxcl.finetune()._replace(phases=phases), models.mlp(2, (), 2), optax.sgd(0.1),
+        loss=lambda logits, labels: jnp.full(labels.shape, jnp.inf), batch=2,
+    )  # fmt: skip
+    learner = train.begin_task(setup, train.start(setup, jax.random.key(0), 1), 0)
+    rows = train.examples(np.ones((2, 2), np.float32), [0, 1])
+    after = jax.jit(functools.partial(train.epoch, setup))(learner, rows, 0, 0)[0]
+    assert bool(after.position.finite) == (not needed)
 
 
 def test_joint_training_is_judged_by_the_tasks_so_far():
