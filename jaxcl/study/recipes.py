@@ -44,7 +44,7 @@ class Options:
         optimizer: momentum is 0.9; adamw is adam with a weight decay of 1e-4 unless said otherwise.
         learning_rate: step size.
         weight_decay: share of the step size by which kernels decay in a step; biases, norms and
-            embeddings do not.
+            embeddings do not. None is 1e-4 with adamw, else 0.
         clip_norm: largest norm of the gradient of all parameters together; None for any.
         schedule: course of the step size over each phase of training: constant, or down to zero
             along a cosine or a line.
@@ -76,7 +76,7 @@ class Options:
     init: str | None = None
     optimizer: Literal["sgd", "momentum", "adam", "adamw"] = "momentum"
     learning_rate: float = option(0.05, above=0, sweep=True, tune=(0.02, 0.05, 0.1, 0.2))
-    weight_decay: float = option(0.0, least=0, sweep=True)
+    weight_decay: float | None = option(None, least=0, sweep=True)
     clip_norm: float | None = option(None, above=0)
     schedule: Literal["constant", "cosine", "linear"] = "constant"
     reset_optimizer: bool = True
@@ -513,9 +513,9 @@ def optimizer(options: Options) -> optax.GradientTransformation:
         "adamw": optax.scale_by_adam,
     }[options.optimizer]()
     rate = options.weight_decay
+    if rate is None:
+        rate = 1e-4 if options.optimizer == "adamw" else 0.0
     none = isinstance(rate, float) and rate == 0
-    if none and options.optimizer == "adamw":
-        rate, none = 1e-4, False
     decay = optax.identity() if none else optax.add_decayed_weights(rate, mask=_kernels)
     parts = [direction, decay, optax.scale_by_learning_rate(options.learning_rate)]
     if options.clip_norm is not None:

@@ -325,7 +325,7 @@ def test_never_overwrites(resume, finished, capsys):
     if not resume:
         assert "holds the results of this very run" in refused(capsys, *words)
     message = refused(capsys, *words, "--weight-decay", "0.1")
-    assert "a run with other settings (weight_decay is 0.0 there, 0.1 here)" in message
+    assert "a run with other settings (weight_decay is None there, 0.1 here)" in message
     message = refused(capsys, *words, "--methods", "finetune")
     assert "(methods is ['finetune', 'packnet'] there, ['finetune'] here)" in message
     assert snapshot(out) == before

@@ -168,7 +168,7 @@ def test_processes_with_other_options(tmp_path):
         start(0, port, *words), start(1, port, *words, "--weight-decay", "0.5")
     ):
         assert (code, out) == (REFUSED, "")
-        assert "weight_decay is 0.0 in process 0, but weight_decay is 0.5 in process 1" in err
+        assert "weight_decay is None in process 0, but weight_decay is 0.5 in process 1" in err
         assert err.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 

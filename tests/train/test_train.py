@@ -323,6 +323,14 @@ def test_weight_decay_is_decoupled_and_for_kernels_alone():
         assert moved == {"params/layer/kernel": -0.05, "laterals/0/project": -0.05}, name
 
 
+@pytest.mark.parametrize(("given", "decay"), [(None, 1e-4), (0.0, 0.0), (0.1, 0.1)])
+def test_adamw_decays_by_a_share_of_its_own_only_if_none_is_given(given, decay):
+    rates = recipes.Options(optimizer="adamw", learning_rate=1.0, weight_decay=given)
+    tx, theta = recipes.optimizer(rates), {"kernel": jnp.ones(2)}
+    updates, _ = tx.update({"kernel": jnp.zeros(2)}, tx.init(theta), theta)
+    np.testing.assert_allclose(updates["kernel"], -decay)
+
+
 def test_frozen_columns_beyond_the_budget_run_in_every_step(monkeypatch):
     def learn(budget):
         monkeypatch.setattr(feed, "FEATURE_BYTES", budget)
