@@ -51,6 +51,7 @@ class Context(NamedTuple):
         validation: likewise, its validation examples; None if there are none.
         statistics: the model's running statistics, for `logits` at another time.
         augment: `(key, x) -> x`: stored examples as a training step sees them.
+        metric: `(logits, batch) -> [B]`: the set-up's metric of each row, such as its accuracy.
     """
 
     task: Any
@@ -65,6 +66,7 @@ class Context(NamedTuple):
     validation: Any = None
     statistics: Any = None
     augment: Callable[[jax.Array, Any], Any] = lambda key, x: x
+    metric: Callable[[jax.Array, Batch], jax.Array] | None = None
 
 
 class Online(NamedTuple):

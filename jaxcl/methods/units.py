@@ -265,18 +265,13 @@ def misses(context: Context, theta: PyTree, state: PyTree, goal: Any, tasks: int
 
 
 def accuracy(context: Context, theta: PyTree, state: PyTree) -> jax.Array:
-    """The share of the running task's examples that its network gets right.
+    """The set-up's metric of the running task's network: the share of examples it gets right.
 
     It is judged by the validation examples; by those to train on where there are no others.
     """
-
-    def right(logits, batch):
-        logits = jnp.where(context.visible(logits.shape, batch), logits, -jnp.inf)
-        return jnp.argmax(logits, -1) == context.labels(batch)
-
     held_out = context.validation
     data = context.examples if held_out is None else held_out
-    return _mean(context, theta, state, data, right)
+    return _mean(context, theta, state, data, context.metric)
 
 
 def loss(context: Context, theta: PyTree, state: PyTree) -> jax.Array:

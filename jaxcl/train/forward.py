@@ -121,4 +121,5 @@ def lend(
         validation=validation,
         statistics=statistics,
         augment=setup.augment or (lambda key, x: x),
+        metric=lambda logits, batch: scores(setup, logits, batch, task)[1],
     )

@@ -1,17 +1,23 @@
 """Losses other than cross-entropy, from the data to the table: a sequence of sines."""
 
 import json
+import math
 import shlex
 import textwrap
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from jaxcl import data, recipes, study, train
+import jaxcl
+from jaxcl import data, models, recipes, study, train
 from jaxcl.cli import main as cli
+from jaxcl.methods import units
 from jaxcl.study import fitting
+from jaxcl.train.forward import lend
+from jaxcl.train.losses import explained
 
 SINES = """
 import numpy as np
@@ -76,6 +82,19 @@ def test_a_loss_and_a_metric_of_ones_own_reach_the_training():
     assert ends("finetune", made).accuracy[0, 0] > 0.9
     spoiled = made._replace(loss=lambda o, t: train.squared_error(o[:, :1], t[:, :1]))
     assert ends("finetune", spoiled).accuracy[0, 0] < 0.5
+
+
+@pytest.mark.parametrize("shape", [(5,), (5, 2)])
+def test_what_a_goal_is_compared_with_is_the_metric_of_the_evaluation(shape):
+    model, rng = models.mlp(2, (3,), math.prod(shape[1:])), np.random.default_rng(0)
+    setup = train.Setup(
+        jaxcl.finetune(), model, optax.sgd(0.1), loss=train.squared_error, metric=explained(1.0)
+    )
+    learner = train.start(setup, jax.random.key(0), 1)
+    rows = train.examples(rng.normal(0, 1, (5, 2)), rng.normal(0, 1, shape))
+    context = lend(setup, learner.statistics, 0, learner.key, None, rows)
+    reached = units.accuracy(context, learner.theta, learner.state)
+    np.testing.assert_allclose(reached, train.evaluate(setup, learner, rows, 0).accuracy, rtol=1e-4)
 
 
 def test_methods_that_speak_of_classes_are_refused(sines):
