@@ -176,7 +176,8 @@ def _step(run: _Epoch, i, carry: _Carry) -> _Carry:
     if online is not None and online.extend is not None:
         batch = online.extend(context, new_rows, carry.memory)
     replays = batch is not new_rows
-    batch = batch._replace(x=context.augment(jax.random.fold_in(key, AUGMENTATION), batch.x))
+    if setup.augment is not None:
+        batch = batch._replace(x=setup.augment(jax.random.fold_in(key, AUGMENTATION), batch.x))
     penalty = run.phase.penalty or method.penalty
 
     def task_loss(theta):
