@@ -352,18 +352,22 @@ CASES += [
             ("pnn linear", "residual", "nnx", "shared"),
             ("pnn adapter", "residual", "linen", "shared"),
             ("hat", "resnet18", "built in", "frozen"),
+            ("packnet zero", "resnet18", "built in", "frozen"),
             ("packnet keep", "resnet18", "built in", "per_task"),
+            ("hat", "resnet18", "built in", "per_task"),
             ("pnn adapter", "resnet18", "built in", "shared"),
             ("hat", "alexnet", "built in", "frozen"),
             ("packnet zero", "alexnet", "built in", "frozen"),
             ("pnn linear", "alexnet", "built in", "shared"),
             ("hat", "vgg16", "built in", "frozen"),
+            ("packnet zero", "vgg16", "built in", "frozen"),
             ("pnn adapter", "vgg16", "built in", "shared"),
+            ("hat", "vgg16 norm", "built in", "frozen"),
             ("packnet zero", "vgg16 norm", "built in", "per_task"),
             ("pnn adapter", "vgg16 norm", "built in", "shared"),
-            *(DEEP if WHOLE else ()),
         ]
     )
+    if WHOLE or case not in DEEP
 ]
 
 
