@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxcl import data, recipes
+from jaxcl import data, recipes, study
 from jaxcl.methods import REGISTRY
 from jaxcl.testing import assert_compiles_once, assert_isolated, assert_rows_are_single_runs
 
@@ -67,3 +67,29 @@ def test_law_1_bites_fine_tuning():
     x = jax.random.normal(jax.random.key(4), (12, 64))
     with pytest.raises(AssertionError, match="the logits of task 1 differ by"):
         assert_isolated(setup.method, setup.model, optax.sgd(0.05), x)
+
+
+def test_laws_2_and_3_bite(monkeypatch):
+    """Replicas that run with another seed; and an epoch that is traced anew each time."""
+    build = study.build
+
+    def other_seeds(*args, **options):
+        built = build(*args, **options)
+        return built._replace(seeds=built.seeds + (len(built.seeds) > 1))
+
+    def traced_anew(*args, **options):
+        built = build(*args, **options)
+
+        def epoch(*args):
+            jax.clear_caches()
+            return built.programs["epoch_0"](*args)
+
+        return built._replace(programs={**built.programs, "epoch_0": epoch})
+
+    monkeypatch.setattr(study, "build", other_seeds)
+    with pytest.raises(AssertionError, match="is not that of the run of this seed alone"):
+        assert_rows_are_single_runs(recipe(REGISTRY[0]), digits(), [3, 1])
+    monkeypatch.setattr(study, "build", traced_anew)
+    for law in (assert_rows_are_single_runs, assert_compiles_once):
+        with pytest.raises(AssertionError, match=r"compiled more than once: .*'epoch': \d"):
+            law(recipe(REGISTRY[0]), digits(), [3, 1])
